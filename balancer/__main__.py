@@ -1,0 +1,5 @@
+"""`python -m balancer`."""
+
+from balancer.service import main
+
+main()

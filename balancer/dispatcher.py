@@ -1,0 +1,149 @@
+"""Dispatch: choose, reserve, assign by compare-and-set, publish to the substation's queue.
+
+One function serves both ways into it: hints from the intake queue, and rows of the waiting room.
+"""
+
+import asyncio
+import random
+import time
+from collections import defaultdict
+from collections.abc import Sequence
+
+from balancer.load_table import LoadTable
+from balancer.metrics import BalancerMetrics
+from balancer.policies import Choice, NoRoom, PolicyName, choose
+from balancer.watcher import Watcher
+from services.broker import topology
+from services.broker.publisher import Publisher
+from services.errors import BrokerUnavailable, LedgerUnavailable, Unroutable
+from services.ledger.dispatch import Dispatch
+from services.ledger.records import Assignment, Waiting
+from services.ledger.states import Reason
+from services.logs import get_logger
+from services.messages import Hint
+
+log = get_logger(__name__)
+
+ROOM_BATCH = 500
+MESSAGE_GRACE_MS = 2_000
+"""How long a row may wait for its message before it is dispatched without one."""
+EXPIRE_EVERY_S = 1.0
+
+
+class Dispatcher:
+    """Sends requests on their way; who finds no room waits in the ledger."""
+
+    def __init__(
+        self,
+        ledger: Dispatch,
+        table: LoadTable,
+        watcher: Watcher,
+        publisher: Publisher,
+        metrics: BalancerMetrics,
+        *,
+        policy: PolicyName,
+        rng: random.Random,
+    ) -> None:
+        self._ledger = ledger
+        self._table = table
+        self._watcher = watcher
+        self._publisher = publisher
+        self._metrics = metrics
+        self._policy = policy
+        self._rng = rng
+        self._someone_waits = True  # unknown at start: look once before newcomers overtake anyone
+        self._deferred = 0
+
+    async def take_in(self, hints: Sequence[Hint]) -> None:
+        """Handle hints from the intake; returns when each is assigned and published, or waits in the ledger."""
+        if self._someone_waits:
+            # Newcomers take their place in the waiting room's order.
+            self._deferred += 1
+            self._watcher.refreshed.set()
+            return
+        if await self._dispatch(await self._ledger.waiting(hints)):
+            self._someone_waits = True
+
+    async def serve_waiting_room(self) -> None:
+        """After each refresh dispatch who waits, in the room's order, until cancelled."""
+        while True:
+            await self._watcher.refreshed.wait()
+            self._watcher.refreshed.clear()
+            deferred_before = self._deferred
+            try:
+                waiting = await self._ledger.waiting_first(ROOM_BATCH, 0 if self._someone_waits else MESSAGE_GRACE_MS)
+                left = await self._dispatch(waiting)
+            except LedgerUnavailable as error:
+                log.warning("waiting_room_paused", cause=str(error))
+            else:
+                self._someone_waits = left > 0 or len(waiting) == ROOM_BATCH or self._deferred != deferred_before
+
+    async def expire_for_ever(self) -> None:
+        """End what waited too long, until cancelled."""
+        while True:
+            try:
+                expired = await self._ledger.expire()
+            except LedgerUnavailable as error:
+                log.warning("expiry_paused", cause=str(error))
+            else:
+                if expired:
+                    self._metrics.swept.labels("expired").inc(len(expired))
+                    log.info("requests_expired", requests=len(expired))
+            await asyncio.sleep(EXPIRE_EVERY_S)
+
+    async def _dispatch(self, waiting: Sequence[Waiting]) -> int:
+        """Assign what finds room, in order; returns how many have to go on waiting."""
+        estimates = {one.substation: one for one in self._watcher.estimates()}
+        chosen: list[tuple[Waiting, Choice]] = []
+        left = 0
+        for one in waiting:
+            if self._table.is_reserved(one.request_id, one.attempt + 1):
+                continue  # another delivery of it is on its way through here
+            started = time.perf_counter()
+            decision = choose(self._policy, list(estimates.values()), one.power_max_w, one.zone, self._rng)
+            self._metrics.decision_s.observe(time.perf_counter() - started)
+            match decision:
+                case Choice():
+                    self._table.reserve(one.request_id, one.attempt + 1, decision.substation, one.power_max_w)
+                    estimates[decision.substation] = self._watcher.estimate(decision.substation)
+                    chosen.append((one, decision))
+                case NoRoom():
+                    left += 1
+                    if one.zone is None:
+                        break  # nobody has room for anyone
+        await self._assign(chosen)
+        return left
+
+    async def _assign(self, chosen: Sequence[tuple[Waiting, Choice]]) -> None:
+        assignments = [
+            Assignment(one.request_id, one.attempt, choice.substation, choice.explanation) for one, choice in chosen
+        ]
+        changed: set[str] = set()
+        try:
+            changed = await self._ledger.assign(assignments)
+        finally:
+            for one in assignments:
+                if one.request_id in changed:
+                    self._table.commit(one.request_id, one.attempt + 1)
+                else:  # somebody was faster, or the ledger failed: then the next refresh tells
+                    self._table.release(one.request_id, one.attempt + 1)
+        by_substation: dict[str, list[Hint]] = defaultdict(list)
+        for one in assignments:
+            if one.request_id in changed:
+                by_substation[one.substation].append(Hint(one.request_id, one.attempt + 1))
+                self._metrics.assignments.labels(one.substation, self._policy).inc()
+        await asyncio.gather(*(self._publish(substation, hints) for substation, hints in by_substation.items()))
+
+    async def _publish(self, substation: str, hints: Sequence[Hint]) -> None:
+        try:
+            await self._publisher.publish_hints(topology.ASSIGNMENTS, substation, hints)
+        except Unroutable:
+            log.error("substation_has_no_queue", substation=substation, requests=len(hints))
+            for request_id in await self._ledger.give_back(hints, substation, Reason.UNROUTABLE):
+                self._metrics.reassignments.labels(Reason.UNROUTABLE).inc()
+                log.info("assignment_taken_back", request_id=request_id, substation=substation)
+            for hint in hints:
+                self._table.release(*hint)
+        except BrokerUnavailable as error:
+            # The rows stay assigned: the substation's heartbeat finds them.
+            log.warning("publish_left_to_the_ledger", substation=substation, requests=len(hints), cause=str(error))

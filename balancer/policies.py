@@ -1,0 +1,133 @@
+"""How a substation is chosen: named policies over the same estimates, pure; ties are broken by a seeded generator.
+
+Each decision tells why: the candidates with their scores, and what kept the others out.
+"""
+
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from balancer.load_table import Estimate
+
+PolicyName = Literal["least-utilisation", "least-load-scraped"]
+Score = Callable[[Estimate, int], float]
+
+EXPLAINED_CANDIDATES = 5
+SAME_SCORE = 1e-9
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """A substation, and the decision's explanation."""
+
+    substation: str
+    explanation: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class NoRoom:
+    """Nobody can take the request now; how many are kept out by what."""
+
+    excluded: Mapping[str, int]
+
+
+def least_utilisation(estimate: Estimate, power_w: int) -> float:
+    """Utilisation after the request: of power or of connectors, whichever is scarcer."""
+    return max(_power_share(estimate, power_w), _connector_share(estimate))
+
+
+def least_load_scraped(estimate: Estimate, _power_w: int) -> float:
+    """The original's: power at the last scrape [W], as if nothing had been sent since. It herds; for comparison."""
+    return estimate.scraped_w
+
+
+POLICIES: Mapping[str, Score] = {
+    "least-utilisation": least_utilisation,
+    "least-load-scraped": least_load_scraped,
+}
+
+
+def why_not(estimate: Estimate, zone: str | None) -> str | None:
+    """What keeps a substation out, or None where it has room."""
+    if zone is not None and estimate.zone != zone:
+        return "other_zone"
+    if not estimate.operative:
+        return "inoperative"
+    if estimate.limit_w <= 0:
+        return "no_power"
+    if estimate.sessions >= estimate.connectors:
+        return "no_connector"
+    return None
+
+
+def choose(
+    name: PolicyName, estimates: Sequence[Estimate], power_w: int, zone: str | None, rng: random.Random
+) -> Choice | NoRoom:
+    """The substation with the lowest score among those with room.
+
+    `power_w` is the most the vehicle can take. A stale reading counts as full while a fresh one has room; where
+    none has, the last readings decide.
+    """
+    excluded: dict[str, int] = {}
+    with_room: list[Estimate] = []
+    for estimate in estimates:
+        cause = why_not(estimate, zone)
+        if cause is None:
+            with_room.append(estimate)
+        else:
+            excluded[cause] = excluded.get(cause, 0) + 1
+    fresh = [estimate for estimate in with_room if estimate.fresh]
+    if fresh and len(fresh) < len(with_room):
+        excluded["stale"] = len(with_room) - len(fresh)
+    candidates = fresh or with_room
+    if not candidates:
+        return NoRoom(excluded)
+    score = POLICIES[name]
+    scored = sorted(((score(one, power_w), one) for one in candidates), key=lambda pair: pair[0])
+    best = scored[0][0]
+    ties = [one for value, one in scored if value - best <= SAME_SCORE]
+    chosen = ties[0] if len(ties) == 1 else rng.choice(ties)
+    return Choice(chosen.substation, _explain(name, chosen, scored, excluded, power_w, len(ties)))
+
+
+def _explain(
+    name: str,
+    chosen: Estimate,
+    scored: Sequence[tuple[float, Estimate]],
+    excluded: Mapping[str, int],
+    power_w: int,
+    ties: int,
+) -> dict[str, Any]:
+    shown = [chosen, *(one for _, one in scored if one is not chosen)][:EXPLAINED_CANDIDATES]
+    scores = {one.substation: value for value, one in scored}
+    limited_by = "power" if _power_share(chosen, power_w) >= _connector_share(chosen) else "connectors"
+    return {
+        "policy": name,
+        "substation": chosen.substation,
+        "limited_by": limited_by,
+        "tied": ties,
+        "candidates": [
+            {
+                "substation": one.substation,
+                "score": round(scores[one.substation], 4),
+                "demand_kw": round(one.demand_w / 1000, 3),
+                "limit_kw": round(one.limit_w / 1000, 3),
+                "sessions": one.sessions,
+                "connectors": one.connectors,
+                "in_flight": one.in_flight,
+                "reading_age_s": round(one.age_s, 2),
+            }
+            for one in shown
+        ],
+        "candidates_total": len(scored),
+        "excluded": dict(excluded),
+    }
+
+
+def _power_share(estimate: Estimate, power_w: int) -> float:
+    return (estimate.demand_w + power_w) / estimate.limit_w
+
+
+def _connector_share(estimate: Estimate) -> float:
+    return (estimate.sessions + 1) / estimate.connectors

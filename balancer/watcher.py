@@ -1,0 +1,113 @@
+"""Keeps the load table true: readings from the scraper, and for exactly these the ledger's in-flight set."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+from balancer.load_table import Estimate, LoadTable
+from balancer.metrics import BalancerMetrics
+from balancer.readings import Reading
+from balancer.scraper import Scraper
+from services.clock import monotonic_s, wall_ms
+from services.errors import BrokerUnavailable, LedgerUnavailable, Unroutable
+from services.ledger.dispatch import Dispatch
+from services.logs import get_logger
+
+log = get_logger(__name__)
+
+REGISTRY_EVERY_S = 1.0
+REFRESH_AT_LEAST_EVERY_S = 1.0
+REFRESH_PAUSE_S = 0.05
+"""Scrapes that return within this time share one question to the ledger."""
+
+Tell = Callable[[dict[str, object]], Awaitable[None]]
+
+
+class Watcher:
+    """Owns the load table's refreshes; decisions in between only reserve."""
+
+    def __init__(self, ledger: Dispatch, table: LoadTable, metrics: BalancerMetrics, stale_after_s: float) -> None:
+        self._ledger = ledger
+        self._table = table
+        self._metrics = metrics
+        self._stale_after_s = stale_after_s
+        self._zones: dict[str, str | None] = {}
+        self._fresh: dict[str, Reading] = {}
+        self._due = asyncio.Event()
+        self.refreshed = asyncio.Event()
+        """Set after each refresh; the waiting room waits for it."""
+
+    def take(self, readings: dict[str, Reading]) -> None:
+        """Note what a scrape brought; it counts from the next refresh on."""
+        self._fresh.update(readings)
+        self._due.set()
+
+    def estimates(self) -> list[Estimate]:
+        """The table as of now."""
+        return self._table.estimates(monotonic_s(), self._stale_after_s)
+
+    def estimate(self, substation: str) -> Estimate:
+        """One line of the table as of now; raises `KeyError` for a stranger."""
+        return self._table.estimate(substation, monotonic_s(), self._stale_after_s)
+
+    async def follow_registry(self, scraper: Scraper) -> None:
+        """Scrape whoever registers, until cancelled."""
+        while True:
+            try:
+                registry = await self._ledger.registry()
+            except LedgerUnavailable as error:
+                log.warning("registry_left_stale", cause=str(error))
+            else:
+                self._zones = {one.substation: one.zone for one in registry}
+                scraper.follow(registry)
+            await asyncio.sleep(REGISTRY_EVERY_S)
+
+    async def refresh_for_ever(self) -> None:
+        """Refresh after scrapes, and every second without any, until cancelled."""
+        while True:
+            try:
+                async with asyncio.timeout(REFRESH_AT_LEAST_EVERY_S):
+                    await self._due.wait()
+            except TimeoutError:
+                pass
+            await asyncio.sleep(REFRESH_PAUSE_S)
+            self._due.clear()
+            try:
+                await self.refresh()
+            except LedgerUnavailable as error:
+                log.warning("load_table_left_stale", cause=str(error))
+
+    async def refresh(self) -> None:
+        """Ask the ledger what the newest readings do not show, and replace the table by both at once."""
+        readings = dict(self._fresh)
+        since = self._table.version
+        unseen = await self._ledger.unseen(self._table.known(readings))
+        self._table.refresh(readings, self._zones, unseen, since)
+        self._metrics.show(self.estimates())
+        self.refreshed.set()
+
+    async def publish_for_ever(self, tell: Tell, interval_s: float) -> None:
+        """Tell the table to whoever listens, until cancelled."""
+        while True:
+            await asyncio.sleep(interval_s)
+            try:
+                await tell({"as_of_ms": wall_ms(), "substations": [describe(one) for one in self.estimates()]})
+            except (BrokerUnavailable, Unroutable) as error:
+                log.info("load_table_not_told", cause=str(error))
+
+
+def describe(estimate: Estimate) -> dict[str, object]:
+    """An estimate in the API's words and units."""
+    return {
+        "substation": estimate.substation,
+        "zone": estimate.zone,
+        "status": "Operative" if estimate.operative else "Inoperative",
+        "demand_kw": round(estimate.demand_w / 1000, 3),
+        "limit_kw": round(estimate.limit_w / 1000, 3),
+        "power_kw": round(estimate.scraped_w / 1000, 3),
+        "utilisation": round(estimate.utilisation, 4) if estimate.limit_w > 0 else None,
+        "sessions": estimate.sessions,
+        "connectors": estimate.connectors,
+        "in_flight": estimate.in_flight,
+        "reading_age_s": round(estimate.age_s, 3),
+        "fresh": estimate.fresh,
+    }

@@ -1,0 +1,1 @@
+"""The gateway: takes charge requests over HTTP, and tells what became of them."""

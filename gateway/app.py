@@ -1,0 +1,39 @@
+"""The gateway's routes, put together."""
+
+from aiohttp import web
+
+from gateway.bodies import BODY_MAX_BYTES
+from gateway.charge_requests import ChargeRequestRoutes
+from gateway.intake import IntakeQueue
+from gateway.load_view import LoadView
+from gateway.metrics import GatewayMetrics
+from gateway.problems import problem_details
+from gateway.request_charge import RequestChargeRoute
+from gateway.settings import GatewaySettings
+from gateway.substations import SubstationRoutes
+from services.ledger.intake import Intake
+
+
+def build_app(
+    *,
+    ledger: Intake,
+    intake: IntakeQueue,
+    view: LoadView,
+    metrics: GatewayMetrics,
+    speed: float,
+    settings: GatewaySettings,
+) -> web.Application:
+    """The HTTP application; what it serves is the API's contract."""
+    requests = ChargeRequestRoutes(ledger, intake, speed, settings.wait_max_s)
+    substations = SubstationRoutes(view)
+    app = web.Application(client_max_size=BODY_MAX_BYTES, middlewares=[problem_details(metrics)])
+    app.add_routes(
+        [
+            web.post("/charge-requests", requests.post),
+            web.get("/charge-requests/{request_id}", requests.get),
+            web.get("/substations", substations.get_all),
+            web.get("/substations/{substation}", substations.get),
+            web.post("/request_charge", RequestChargeRoute(requests).post),
+        ]
+    )
+    return app

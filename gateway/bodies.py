@@ -1,0 +1,104 @@
+"""Request bodies: read strictly, checked by one model, faults named by field."""
+
+from datetime import UTC, datetime
+from http import HTTPStatus
+from typing import Annotated, Any
+
+from aiohttp import web
+from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from gateway.problems import Problem
+from services.errors import InvalidMessage
+from services.ledger.records import NewRequest
+from services.messages import parse_strict_json
+
+BODY_MAX_BYTES = 16 * 1024
+
+
+def _only_text(value: object) -> object:
+    """A number would otherwise pass as seconds since the epoch."""
+    if not isinstance(value, str):
+        raise ValueError("must be text with a time and an offset, as RFC 3339 has it")
+    return value
+
+
+class ChargeRequest(BaseModel):
+    """What a client asks for; units stand in the names."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, frozen=True)
+
+    vehicle_id: Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[\x21-\x7e]+$")]
+    energy_kwh: Annotated[float, Field(gt=0, le=1_000)] = 10
+    max_power_kw: Annotated[float, Field(gt=0, le=1_000)] = 11
+    depart_by: Annotated[AwareDatetime, Field(strict=False), BeforeValidator(_only_text)] | None = None
+    zone: Annotated[str, Field(min_length=1, max_length=64)] | None = None
+    priority: Annotated[int, Field(ge=0, le=9)] = 0
+
+    def to_ledger(self, request_id: str, *, now: datetime, speed: float, wait_max_s: float) -> NewRequest:
+        """The request in base units; the departure becomes a wall deadline here, once.
+
+        Session time runs `speed` times faster than the wall, so a departure in an hour is `1 h / speed` away.
+        Raises `Problem` for a departure that has passed.
+        """
+        wait_deadline_ms = None
+        if self.depart_by is not None:
+            ahead_s = (self.depart_by - now).total_seconds()
+            if ahead_s <= 0:
+                raise field_problem("depart_by", f"must lie after now, {now.isoformat(timespec='seconds')}")
+            wait_deadline_ms = round((now.timestamp() + ahead_s / speed) * 1000)
+        return NewRequest(
+            request_id=request_id,
+            vehicle_id=self.vehicle_id,
+            energy_requested_j=max(1, round(self.energy_kwh * 3_600_000)),
+            power_max_w=max(1, round(self.max_power_kw * 1000)),
+            priority=self.priority,
+            zone=self.zone,
+            depart_by_ms=None if self.depart_by is None else round(self.depart_by.timestamp() * 1000),
+            wait_deadline_ms=wait_deadline_ms,
+            wait_max_ms=round(wait_max_s * 1000),
+        )
+
+
+async def read_json(request: web.Request) -> Any:
+    """The body as strict JSON; raises `Problem` 400, 413 or 415."""
+    if request.content_type != "application/json":
+        raise Problem(
+            HTTPStatus.UNSUPPORTED_MEDIA_TYPE, f"send Content-Type: application/json, not {request.content_type}"
+        )
+    try:
+        return parse_strict_json(await request.read())
+    except InvalidMessage as fault:
+        raise Problem(HTTPStatus.BAD_REQUEST, f"the body is {fault}") from None
+    except web.HTTPRequestEntityTooLarge:
+        raise Problem(
+            HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"the body may have {BODY_MAX_BYTES} bytes at most"
+        ) from None
+
+
+def parse_charge_request(body: Any) -> ChargeRequest:
+    """Check a parsed body; raises `Problem` 422 that names each faulty field and the cure."""
+    try:
+        return ChargeRequest.model_validate(body)
+    except ValidationError as error:
+        faults = [
+            {
+                "field": ".".join(str(part) for part in fault["loc"]) or "body",
+                "detail": str(fault["msg"]).removeprefix("Value error, "),
+            }
+            for fault in error.errors()
+        ]
+        raise Problem(
+            HTTPStatus.UNPROCESSABLE_ENTITY,
+            "; ".join(f"{fault['field']}: {fault['detail']}" for fault in faults),
+            errors=faults,
+        ) from None
+
+
+def field_problem(field: str, detail: str) -> Problem:
+    """A 422 for one field."""
+    return Problem(HTTPStatus.UNPROCESSABLE_ENTITY, f"{field}: {detail}", errors=[{"field": field, "detail": detail}])
+
+
+def utc_now() -> datetime:
+    """The wall clock, for judging departures."""
+    return datetime.now(UTC)

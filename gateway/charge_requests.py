@@ -1,0 +1,89 @@
+"""`/charge-requests`: take one in, tell what became of one."""
+
+import uuid
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Any
+
+from aiohttp import web
+
+from gateway.bodies import ChargeRequest, parse_charge_request, read_json, utc_now
+from gateway.intake import IntakeQueue
+from gateway.problems import Problem
+from services.ledger.intake import Intake
+from services.ledger.records import Accepted, RequestRecord
+from services.timestamps import rfc3339
+
+JOULES_PER_KWH = 3_600_000
+
+
+@dataclass(frozen=True)
+class ChargeRequestRoutes:
+    """The handlers of `/charge-requests`."""
+
+    ledger: Intake
+    intake: IntakeQueue
+    speed: float
+    wait_max_s: float
+
+    async def post(self, request: web.Request) -> web.Response:
+        """202 with `Location` once the request is durable."""
+        asked = parse_charge_request(await read_json(request))
+        accepted = await self.accept(asked)
+        location = f"/charge-requests/{accepted.request_id}"
+        return web.json_response(
+            {
+                "request_id": accepted.request_id,
+                "status": "accepted",
+                "accepted_at": rfc3339(accepted.accepted_at_ms),
+                "wait_until": rfc3339(accepted.wait_until_ms),
+                "location": location,
+            },
+            status=HTTPStatus.ACCEPTED,
+            headers={"Location": location},
+        )
+
+    async def get(self, request: web.Request) -> web.Response:
+        """The request with its history and the reason for its substation."""
+        request_id = request.match_info["request_id"]
+        record = await self.ledger.request(request_id) if request_id.isprintable() else None
+        if record is None:
+            raise Problem(HTTPStatus.NOT_FOUND, f"there is no charge request {request_id[:64]!r}")
+        return web.json_response(describe(record))
+
+    async def accept(self, asked: ChargeRequest) -> Accepted:
+        """Write a checked request into the ledger under a new id."""
+        new = asked.to_ledger(str(uuid.uuid4()), now=utc_now(), speed=self.speed, wait_max_s=self.wait_max_s)
+        return await self.intake.accept(new)
+
+
+def describe(record: RequestRecord) -> dict[str, Any]:
+    """A ledger record in the API's words and units."""
+    return {
+        "request_id": record.request_id,
+        "vehicle_id": record.vehicle_id,
+        "status": record.status,
+        "substation": record.substation,
+        "attempt": record.attempt,
+        "priority": record.priority,
+        "zone": record.zone,
+        "max_power_kw": record.power_max_w / 1000,
+        "energy_requested_kwh": record.energy_requested_j / JOULES_PER_KWH,
+        "energy_delivered_kwh": record.energy_delivered_j / JOULES_PER_KWH,
+        "depart_by": None if record.depart_by_ms is None else rfc3339(record.depart_by_ms),
+        "wait_until": rfc3339(record.wait_until_ms),
+        # Unknown until the waiting room tells them.
+        "position": None,
+        "expected_wait_s": None,
+        "history": [
+            {
+                "at": rfc3339(line.at_ms),
+                "status": line.status,
+                "substation": line.substation,
+                "attempt": line.attempt,
+                "reason": line.reason,
+            }
+            for line in record.history
+        ],
+        "decision": record.decision,
+    }

@@ -1,0 +1,45 @@
+"""What the gateway measures."""
+
+import asyncio
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+from services.errors import LedgerUnavailable
+from services.ledger.intake import Intake
+from services.logs import get_logger
+
+log = get_logger(__name__)
+
+COUNT_EVERY_S = 2.0
+ACCEPT_BUCKETS_S = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
+
+
+class GatewayMetrics:
+    """HTTP outcomes, time to accept, and the ledger's counts."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.http_requests = Counter(
+            "evenload_gateway_http_requests",
+            "HTTP requests by outcome: the status code.",
+            ["outcome"],
+            registry=registry,
+        )
+        self.accept_s = Histogram(
+            "evenload_gateway_accept_duration_seconds",
+            "From a charge request's arrival to its commit.",
+            registry=registry,
+            buckets=ACCEPT_BUCKETS_S,
+        )
+        self._requests = Gauge(
+            "evenload_gateway_requests", "Charge requests in each state, from the ledger.", ["state"], registry=registry
+        )
+
+    async def follow(self, ledger: Intake) -> None:
+        """Keep the counts of the ledger's states fresh until cancelled."""
+        while True:
+            try:
+                for status, count in (await ledger.counts()).items():
+                    self._requests.labels(status.value).set(count)
+            except LedgerUnavailable as error:
+                log.warning("counts_left_stale", cause=str(error))
+            await asyncio.sleep(COUNT_EVERY_S)

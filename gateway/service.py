@@ -1,0 +1,68 @@
+"""The gateway's life: broker and ledger, then the HTTP port, then traffic."""
+
+import contextlib
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+
+from aiohttp import web
+
+from gateway.app import build_app
+from gateway.intake import IntakeQueue
+from gateway.load_view import LoadView
+from gateway.metrics import GatewayMetrics
+from gateway.settings import GatewaySettings
+from services.admin import bind
+from services.broker.connection import connected
+from services.broker.events import LOAD_TABLE, listening
+from services.broker.publisher import Publisher
+from services.ledger.connection import open_ledger
+from services.ledger.intake import LedgerIntake
+from services.lifecycle import Life, run
+
+
+async def serve(life: Life, settings: GatewaySettings) -> None:
+    """Serve HTTP until told to stop; what was accepted is published before the end."""
+    common = life.common
+    async with AsyncExitStack() as stack:
+        connection = await stack.enter_async_context(
+            open_ledger(
+                common.ledger_url,
+                shared=common.ledger_shared,
+                speed=common.speed,
+                observe_commit_s=life.metrics.ledger_commit_s.observe,
+            )
+        )
+        ledger = LedgerIntake(connection)
+        publishing = await stack.enter_async_context(
+            connected(common.amqp_url, f"{life.instance} publish", common.startup_timeout_s)
+        )
+        consuming = await stack.enter_async_context(
+            connected(common.amqp_url, f"{life.instance} consume", common.startup_timeout_s)
+        )
+        publisher = await Publisher.open(publishing, common.envelope_max)
+        view = LoadView()
+        await stack.enter_async_context(listening(consuming, LOAD_TABLE, view.take))
+        metrics = GatewayMetrics(life.metrics.registry)
+        intake = IntakeQueue(ledger, publisher, settings)
+        await stack.enter_async_context(life.background(intake.run(), metrics.follow(ledger)))
+        # Entered after the queue it feeds: the port closes before the queue is drained.
+        stack.push_async_callback(intake.drain)
+        app = build_app(ledger=ledger, intake=intake, view=view, metrics=metrics, speed=common.speed, settings=settings)
+        await stack.enter_async_context(_http(app, settings))
+        await life.serve_until_stopped()
+
+
+@contextlib.asynccontextmanager
+async def _http(app: web.Application, settings: GatewaySettings) -> AsyncIterator[None]:
+    runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=5)
+    await runner.setup()
+    try:
+        await bind(runner, settings.host, settings.port, "EVENLOAD_GATEWAY_PORT")
+        yield
+    finally:
+        await runner.cleanup()
+
+
+def main() -> None:
+    """Entry point of `python -m gateway`."""
+    run("gateway", GatewaySettings, serve)

@@ -1,0 +1,77 @@
+"""The admin port of a process: `/healthz`, `/readyz`, `/metrics`."""
+
+import socket
+
+from aiohttp import web
+from prometheus_client import CollectorRegistry
+from prometheus_client.aiohttp import make_aiohttp_handler
+
+from services.errors import Misconfigured
+
+
+class AdminServer:
+    """Tells whether the process lives and is ready, and what it measures."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.ready = False
+        app = web.Application()
+        app.router.add_get("/healthz", self._healthz)
+        app.router.add_get("/readyz", self._readyz)
+        app.router.add_get("/metrics", make_aiohttp_handler(registry))
+        self._runner = web.AppRunner(app, access_log=None, handle_signals=False)
+        self._url = ""
+
+    @property
+    def url(self) -> str:
+        """The address under which other processes reach this port."""
+        return self._url
+
+    async def start(self, host: str, port: int | None) -> None:
+        """Serve on `port`, or on a free one; raises `Misconfigured` when it is taken."""
+        await self._runner.setup()
+        bound = await bind(self._runner, host, port, "EVENLOAD_ADMIN_PORT")
+        reachable = socket.gethostname() if host in ("0.0.0.0", "::") else host
+        self._url = f"http://{reachable}:{bound}"
+
+    async def stop(self) -> None:
+        """Close the port."""
+        await self._runner.cleanup()
+
+    async def _healthz(self, _request: web.Request) -> web.Response:
+        return web.Response(text="ok\n")
+
+    async def _readyz(self, _request: web.Request) -> web.Response:
+        if self.ready:
+            return web.Response(text="ready\n")
+        return web.Response(text="not ready\n", status=503)
+
+
+def free_port(host: str) -> int:
+    """A TCP port that is free on `host` now."""
+    with socket.socket() as probe:
+        probe.bind((host, 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+async def bind(runner: web.AppRunner, host: str, port: int | None, setting: str) -> int:
+    """Listen on `port` (None: any free one) and return it.
+
+    Raises `Misconfigured`, naming the port, the setting and a free port, when it cannot be had.
+    """
+    try:
+        site = web.TCPSite(runner, host, port or 0)
+        await site.start()
+    except OSError as error:
+        raise Misconfigured(port_taken(host, port, setting, error)) from None
+    bound: int = runner.addresses[-1][1]
+    return bound
+
+
+def port_taken(host: str, port: int | None, setting: str, error: OSError) -> str:
+    """What to tell somebody whose port is in use."""
+    try:
+        cure = f"stop what uses it, or set {setting}={free_port(host)}, which is free"
+    except OSError:
+        cure = f"set {setting} and the host to ones this machine has"
+    return f"port {port} on {host} cannot be used ({error.strerror or error}): {cure}"

@@ -1,0 +1,1 @@
+"""The message broker: the only package that imports aio-pika."""

@@ -1,0 +1,158 @@
+"""The one place that settles deliveries: return = ack, unreadable = quarantine and ack, anything else = requeue.
+
+Deliveries gather while a batch is handled; the next batch takes all of them, so that a batch walks on as one.
+While the ledger is away consumption pauses: nothing is requeued, because that would count against the broker's
+delivery limit.
+"""
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable, Sequence
+
+from aio_pika.abc import AbstractIncomingMessage, AbstractRobustConnection
+from prometheus_client import Counter
+
+from services.broker import topology
+from services.broker.connection import BROKER_ERRORS, deadline
+from services.broker.publisher import Publisher
+from services.errors import BrokerUnavailable, InvalidMessage, LedgerUnavailable, Unroutable
+from services.logs import get_logger
+from services.messages import Envelope, Hint, decode
+
+log = get_logger(__name__)
+
+CALL_DEADLINE_S = 10.0
+LEDGER_PAUSE_S = 0.5
+REQUEUE_PAUSE_S = 0.2
+BATCH_MAX_DELIVERIES = 64
+
+Handle = Callable[[Sequence[Hint]], Awaitable[None]]
+
+
+class Consumer:
+    """Consumes one queue, hands batches of hints to `handle`, and settles."""
+
+    def __init__(self, queue: str, handle: Handle, publisher: Publisher, settled: Counter) -> None:
+        self._queue = queue
+        self._handle = handle
+        self._publisher = publisher
+        self._settled = settled
+        self._deliveries: asyncio.Queue[AbstractIncomingMessage] = asyncio.Queue()
+
+    async def consume(
+        self, connection: AbstractRobustConnection, *, prefetch: int, tag: str, bind_to: str | None = None
+    ) -> None:
+        """Consume until cancelled; a delivery in hand is settled first.
+
+        `bind_to` names the exchange for a queue that its consumer itself declares; others must exist.
+        """
+        async with deadline(CALL_DEADLINE_S, f"consuming {self._queue}"):
+            channel = await connection.channel(publisher_confirms=False)
+            await channel.set_qos(prefetch_count=prefetch)
+            if bind_to is None:
+                queue = await channel.declare_queue(self._queue, passive=True)
+            else:
+                queue = await channel.declare_queue(self._queue, durable=True, arguments=dict(topology.QUORUM))
+                await queue.bind(bind_to, self._queue.removeprefix(topology.SUBSTATION_PREFIX))
+            await queue.consume(self._deliveries.put, consumer_tag=tag)
+        try:
+            while True:
+                batch = [await self._deliveries.get()]
+                while not self._deliveries.empty() and len(batch) < BATCH_MAX_DELIVERIES:
+                    batch.append(self._deliveries.get_nowait())
+                settling = asyncio.create_task(self._settle(batch))
+                try:
+                    await asyncio.shield(settling)
+                except asyncio.CancelledError:
+                    await asyncio.wait({settling}, timeout=CALL_DEADLINE_S / 2)
+                    settling.cancel()
+                    raise
+        finally:
+            try:
+                async with deadline(1, "cancelling"):
+                    await queue.cancel(tag)
+            except BrokerUnavailable:
+                log.info("consumer_cancel_unconfirmed", queue=self._queue)
+
+    async def _settle(self, deliveries: Sequence[AbstractIncomingMessage]) -> None:
+        """Handle and settle a batch; never raises for what a message holds."""
+        readable: list[tuple[AbstractIncomingMessage, Envelope]] = []
+        for delivery in deliveries:
+            try:
+                envelope = decode(delivery.body)
+            except InvalidMessage as fault:
+                await self._quarantine(delivery, str(fault), delivery.body)
+                await self._give(delivery, "quarantined")
+                continue
+            for hint_fault in envelope.faults:
+                await self._quarantine(delivery, hint_fault, delivery.body)
+            readable.append((delivery, envelope))
+        hints = list(dict.fromkeys(hint for _, envelope in readable for hint in envelope.hints))
+        if not hints:
+            await self._give_all(readable, "acked")
+            return
+        try:
+            await self._patiently(hints)
+        except Exception as error:  # a fault of the handler must not end consumption
+            log.error("batch_handling_failed", queue=self._queue, hints=len(hints), exc_info=error)
+            for delivery, envelope in readable:
+                await self._after_failure(delivery, envelope)
+        else:
+            await self._give_all(readable, "acked")
+
+    async def _patiently(self, hints: Sequence[Hint]) -> None:
+        while True:
+            try:
+                await self._handle(hints)
+            except LedgerUnavailable as error:
+                log.warning("consumption_paused", queue=self._queue, cause=str(error))
+                await asyncio.sleep(LEDGER_PAUSE_S)
+            else:
+                return
+
+    async def _after_failure(self, delivery: AbstractIncomingMessage, envelope: Envelope) -> None:
+        if delivery_number(delivery) < topology.TAKE_APART_AFTER:
+            await asyncio.sleep(REQUEUE_PAUSE_S)
+            await self._give(delivery, "requeued")
+            return
+        for hint in envelope.hints:
+            try:
+                await self._patiently([hint])
+            except Exception as error:
+                log.error("hint_quarantined", queue=self._queue, request_id=hint.request_id, exc_info=error)
+                await self._quarantine(delivery, f"handling failed: {error!r}", json.dumps(hint).encode())
+        await self._give(delivery, "acked")
+
+    async def _quarantine(self, delivery: AbstractIncomingMessage, fault: str, body: bytes) -> None:
+        log.warning("message_quarantined", queue=self._queue, fault=fault, message_id=delivery.message_id)
+        note = json.dumps(
+            {"queue": self._queue, "fault": fault, "body": body[:4_096].decode("utf-8", "backslashreplace")}
+        )
+        try:
+            await self._publisher.publish(topology.DEAD, "", note.encode(), message_type="quarantined")
+        except (BrokerUnavailable, Unroutable) as error:
+            # The log line above has it all; holding the delivery would block its neighbours.
+            log.error("quarantine_not_published", queue=self._queue, cause=str(error))
+
+    async def _give_all(self, readable: Sequence[tuple[AbstractIncomingMessage, Envelope]], outcome: str) -> None:
+        for delivery, _ in readable:
+            await self._give(delivery, outcome)
+
+    async def _give(self, delivery: AbstractIncomingMessage, outcome: str) -> None:
+        try:
+            async with asyncio.timeout(CALL_DEADLINE_S):
+                if outcome == "requeued":
+                    await delivery.nack(requeue=True)
+                else:
+                    await delivery.ack()
+        except BROKER_ERRORS:
+            # The channel broke: the broker delivers it again, and the ledger makes that harmless.
+            log.info("settling_unconfirmed", queue=self._queue)
+            return
+        self._settled.labels(self._queue, outcome).inc()
+
+
+def delivery_number(delivery: AbstractIncomingMessage) -> int:
+    """1 for a first delivery; quorum queues count the returns before this one in a header."""
+    returns = delivery.headers.get("x-delivery-count", 0)
+    return 1 + (returns if isinstance(returns, int) else 0)

@@ -1,0 +1,83 @@
+"""`evenload`: start the local stack, send a rush."""
+
+import os
+import sys
+from typing import Annotated, Literal, NoReturn
+
+import typer
+
+from services.cli import rush as rushing
+from services.errors import Misconfigured
+from services.settings import LocalSettings, load, refuse_unknown
+
+DEFAULT_URL = "http://127.0.0.1:8080"
+EXIT_FAILED = 1
+EXIT_MISCONFIGURED = 2
+
+app = typer.Typer(
+    name="evenload",
+    help="Dispatches EV charge requests across substations on live load.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+
+
+@app.callback()
+def _commands() -> None:
+    """Dispatches EV charge requests across substations on live load."""
+
+
+@app.command()
+def up() -> None:
+    """Start broker, gateway, balancer and substations here, send a first rush, serve until Ctrl-C."""
+    from services.local.stack import up as stack_up
+    from services.local.supervisor import StackEnded
+
+    try:
+        refuse_unknown(os.environ, None)
+        code = stack_up(load(LocalSettings), _say)
+    except Misconfigured as error:
+        _fail(str(error), EXIT_MISCONFIGURED)
+    except StackEnded as error:
+        _fail(str(error), EXIT_FAILED)
+    sys.exit(code)
+
+
+@app.command()
+def rush(
+    requests: Annotated[int, typer.Option(min=1, max=100_000, help="How many requests.")] = 120,
+    over: Annotated[float, typer.Option(min=0, max=86_400, help="Seconds to spread them over.")] = 10,
+    energy_kwh: Annotated[float, typer.Option(help="Energy each asks for.")] = 6,
+    power_kw: Annotated[float, typer.Option(help="Most power each can take.")] = 11,
+    until: Annotated[
+        Literal["claimed", "ended"], typer.Option(help="Return when all are claimed, or ended.")
+    ] = "claimed",
+    within: Annotated[float, typer.Option(min=1, help="Give up after this many seconds.")] = 900,
+    url: Annotated[str, typer.Option(envvar="EVENLOAD_URL", help="The gateway.")] = DEFAULT_URL,
+) -> None:
+    """Send a rush of equal requests and show how it was distributed."""
+    plan = rushing.RushPlan(requests, over, energy_kwh, power_kw, until, within, url)
+    try:
+        sys.exit(rushing.run(plan))
+    except rushing.GatewayUnusable as error:
+        _fail(str(error), EXIT_FAILED)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)  # noqa: T201 (this is the terminal's output)
+
+
+def _fail(text: str, code: int) -> NoReturn:
+    print(f"evenload: {text}", file=sys.stderr, flush=True)  # noqa: T201
+    sys.exit(code)
+
+
+def main() -> None:
+    """Entry point of the `evenload` command."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

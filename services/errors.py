@@ -1,0 +1,33 @@
+"""Every error that Evenload raises on purpose, drawn as one tree.
+
+EvenloadError
+├── Misconfigured        a setting, file or neighbour makes starting pointless: exit code 2
+├── InvalidMessage       a message that no retry can make readable: quarantined
+├── Unroutable           a published message reached no queue
+├── BrokerUnavailable    the broker did not confirm in time: the outcome is unknown
+└── LedgerUnavailable    the ledger did not answer in time, or refused: nothing is known to be written
+"""
+
+
+class EvenloadError(Exception):
+    """The root of the tree; never raised itself."""
+
+
+class Misconfigured(EvenloadError):
+    """The process cannot do its work as it is set up; the text names the cause and the cure."""
+
+
+class InvalidMessage(EvenloadError):
+    """A message body that is no envelope of ours; the text says what is wrong with it."""
+
+
+class Unroutable(EvenloadError):
+    """The broker returned a mandatory message because no queue is bound to its key."""
+
+
+class BrokerUnavailable(EvenloadError):
+    """A broker call failed or ran past its deadline; a publish may still arrive later."""
+
+
+class LedgerUnavailable(EvenloadError):
+    """The ledger could not be reached, was locked, or failed; retry, compare-and-set makes it safe."""

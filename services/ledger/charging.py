@@ -1,0 +1,158 @@
+"""What a substation may do with the ledger: register, claim, tell progress, end, decline."""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import astuple
+from typing import Protocol
+
+from services.ledger import statements
+from services.ledger.committer import Operation, Row, Transaction
+from services.ledger.connection import LedgerConnection
+from services.ledger.dispatch import give_back
+from services.ledger.records import Claimed, Ending, Heartbeat, Progress, Registration, Tenure
+from services.ledger.states import Reason
+from services.messages import Hint
+
+
+class Charging(Protocol):
+    """A substation's view of the ledger; every method raises `LedgerUnavailable`."""
+
+    async def register(self, registrations: Sequence[Registration]) -> list[Tenure]:
+        """Begin a new epoch of each substation, and take its charging rows along."""
+
+    async def claim(self, hints: Sequence[Hint], substation: str, epoch: int) -> list[Claimed]:
+        """Assigned to us at that attempt → charging in our epoch; those that changed, by claim number."""
+
+    async def decline(self, hints: Sequence[Hint], substation: str) -> set[str]:
+        """Assigned to us at that attempt → accepted; the ids of those that changed."""
+
+    async def end(self, endings: Sequence[Ending]) -> dict[str, int]:
+        """Charging in our epoch → its end; the end number of each that changed, by id."""
+
+    async def heartbeat(
+        self, epochs: dict[str, int], progress: Sequence[Progress], older_than_ms: int
+    ) -> list[Heartbeat]:
+        """Write progress of the hosted substations, and read back what their process may not know.
+
+        Names rows assigned more than `older_than_ms` ago, and charging rows that `progress` does not name.
+        """
+
+
+def _register(transaction: Transaction, rows: list[Row]) -> list[Row]:
+    registered = transaction.execute(statements.REGISTER, [row["values"] for row in rows])
+    resumed: dict[str, list[Row]] = defaultdict(list)
+    epochs = [[row["id"], row["epoch"]] for row in registered]
+    for row in transaction.execute(statements.RESUME, epochs):
+        resumed[row["substation"]].append(row)
+    return [{**row, "resumed": resumed[row["id"]]} for row in registered]
+
+
+def _claim(transaction: Transaction, rows: list[Row]) -> list[Row]:
+    claimed = transaction.execute(
+        statements.CLAIM, [[row["id"], row["attempt"], row["substation"], row["epoch"]] for row in rows]
+    )
+    _count(transaction, statements.COUNT_CLAIMS, claimed, "claim_number")
+    return sorted(claimed, key=lambda row: row["claim_number"])
+
+
+def _end(transaction: Transaction, rows: list[Row]) -> list[Row]:
+    ended = transaction.execute(statements.END, [row["values"] for row in rows])
+    _count(transaction, statements.COUNT_ENDS, ended, "end_number")
+    return ended
+
+
+def _count(transaction: Transaction, statement: str, changed: list[Row], number: str) -> None:
+    highest: dict[str, int] = {}
+    for row in changed:
+        highest[row["substation"]] = max(highest.get(row["substation"], 0), row[number])
+    if highest:
+        transaction.execute(statement, [[substation, total] for substation, total in highest.items()])
+
+
+def _heartbeat(transaction: Transaction, rows: list[Row]) -> list[Row]:
+    progress = [one for row in rows for one in row["progress"]]
+    if progress:
+        transaction.execute(statements.PROGRESS, progress)
+    hosted = [[row["substation"]] for row in rows]
+    answers: dict[str, Row] = {
+        row["substation"]: {**row, "assigned": [], "charging": []}
+        for row in transaction.execute(statements.EPOCHS, hosted)
+    }
+    older_than_ms = min(row["older_than_ms"] for row in rows)
+    for row in transaction.execute(statements.FORGOTTEN_ASSIGNED, hosted, older_than_ms=older_than_ms):
+        answers[row["substation"]]["assigned"].append((row["id"], row["attempt"]))
+    known = [[row["substation"], ""] for row in rows] + [[one[2], one[0]] for one in progress]
+    for row in transaction.execute(statements.FORGOTTEN_CHARGING, known):
+        answers[row["substation"]]["charging"].append(row)
+    return list(answers.values())
+
+
+REGISTER = Operation("register", "id", _register)
+CLAIM = Operation("claim", "id", _claim)
+END = Operation("end", "id", _end)
+HEARTBEAT = Operation("heartbeat", "substation", _heartbeat)
+
+
+class LedgerCharging:
+    """`Charging` on a ledger connection."""
+
+    def __init__(self, connection: LedgerConnection) -> None:
+        self._connection = connection
+
+    async def register(self, registrations: Sequence[Registration]) -> list[Tenure]:
+        """See `Charging.register`."""
+        rows: list[Row] = [{"id": one.substation, "values": astuple(one)} for one in registrations]
+        return [
+            Tenure(row["id"], row["epoch"], tuple(_claimed(one) for one in row["resumed"]))
+            for row in await self._connection.write(REGISTER, rows)
+        ]
+
+    async def claim(self, hints: Sequence[Hint], substation: str, epoch: int) -> list[Claimed]:
+        """See `Charging.claim`."""
+        rows: list[Row] = [
+            {"id": hint.request_id, "attempt": hint.attempt, "substation": substation, "epoch": epoch} for hint in hints
+        ]
+        return [_claimed(row) for row in await self._connection.write(CLAIM, rows)]
+
+    async def decline(self, hints: Sequence[Hint], substation: str) -> set[str]:
+        """See `Charging.decline`."""
+        return await give_back(self._connection, hints, substation, Reason.DECLINED)
+
+    async def end(self, endings: Sequence[Ending]) -> dict[str, int]:
+        """See `Charging.end`."""
+        rows: list[Row] = [{"id": one.request_id, "values": astuple(one)} for one in endings]
+        return {row["id"]: row["end_number"] for row in await self._connection.write(END, rows)}
+
+    async def heartbeat(
+        self, epochs: dict[str, int], progress: Sequence[Progress], older_than_ms: int
+    ) -> list[Heartbeat]:
+        """See `Charging.heartbeat`."""
+        by_substation: dict[str, list[tuple[object, ...]]] = {substation: [] for substation in epochs}
+        for one in progress:
+            by_substation[one.substation].append(astuple(one))
+        rows: list[Row] = [
+            {"substation": substation, "progress": theirs, "older_than_ms": older_than_ms}
+            for substation, theirs in by_substation.items()
+        ]
+        return [
+            Heartbeat(
+                row["substation"],
+                row["epoch"],
+                tuple(row["assigned"]),
+                tuple(_claimed(one) for one in row["charging"]),
+            )
+            for row in await self._connection.write(HEARTBEAT, rows)
+        ]
+
+
+def _claimed(row: Row) -> Claimed:
+    return Claimed(
+        row["id"],
+        row["attempt"],
+        row["substation"],
+        row["epoch"],
+        row["claim_number"],
+        row["power_max_w"],
+        row["energy_requested_j"],
+        row["energy_delivered_j"],
+    )

@@ -1,0 +1,77 @@
+"""What a gateway may do with the ledger: take requests in, and tell what became of them."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any, Protocol
+
+from services.ledger import statements
+from services.ledger.committer import Operation, Row, Transaction
+from services.ledger.connection import LedgerConnection
+from services.ledger.records import Accepted, NewRequest, RequestRecord
+from services.ledger.states import Status, Transition
+
+
+class Intake(Protocol):
+    """A gateway's view of the ledger; every method raises `LedgerUnavailable`."""
+
+    async def accept(self, requests: Sequence[NewRequest]) -> list[Accepted]:
+        """Write new requests; they are durable when this returns."""
+
+    async def request(self, request_id: str) -> RequestRecord | None:
+        """One request with its history, oldest line first; None where there is none of that id."""
+
+    async def counts(self) -> Mapping[Status, int]:
+        """How many requests are in each state; every state is named."""
+
+
+def _accept(transaction: Transaction, rows: list[Row]) -> list[Row]:
+    return transaction.execute(
+        statements.ACCEPT, [[row[column] for column in statements.ACCEPT_COLUMNS] for row in rows]
+    )
+
+
+ACCEPT = Operation("accept", "id", _accept)
+
+
+class LedgerIntake:
+    """`Intake` on a ledger connection."""
+
+    def __init__(self, connection: LedgerConnection) -> None:
+        self._connection = connection
+
+    async def accept(self, requests: Sequence[NewRequest]) -> list[Accepted]:
+        """See `Intake.accept`."""
+        rows = []
+        for new in requests:
+            row = asdict(new)
+            row["id"] = row.pop("request_id")
+            rows.append(row)
+        return [
+            Accepted(row["id"], row["accepted_at_ms"], row["wait_until_ms"])
+            for row in await self._connection.write(ACCEPT, rows)
+        ]
+
+    async def request(self, request_id: str) -> RequestRecord | None:
+        """See `Intake.request`."""
+        return await self._connection.read(lambda transaction: _request(transaction, request_id))
+
+    async def counts(self) -> Mapping[Status, int]:
+        """See `Intake.counts`."""
+        rows: list[Row] = await self._connection.read(lambda transaction: transaction.execute(statements.COUNTS))
+        return dict.fromkeys(Status, 0) | {Status(row["status"]): row["requests"] for row in rows}
+
+
+def _request(transaction: Transaction, request_id: str) -> RequestRecord | None:
+    found = transaction.execute(statements.REQUEST, id=request_id)
+    if not found:
+        return None
+    history = transaction.execute(statements.HISTORY, id=request_id)
+    fields: dict[str, Any] = found[0]
+    fields["request_id"] = fields.pop("id")
+    fields["status"] = Status(fields["status"])
+    fields["decision"] = json.loads(fields["decision"]) if fields["decision"] else None
+    return RequestRecord(
+        **fields,
+        history=tuple(Transition(**{**line, "status": Status(line["status"])}) for line in history),
+    )

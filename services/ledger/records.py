@@ -1,0 +1,178 @@
+"""What goes into the ledger and comes out of it: frozen values in base units (W, J, ms since the epoch)."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from services.ledger.states import Status, Transition
+
+
+@dataclass(frozen=True, slots=True)
+class NewRequest:
+    """A validated charge request on its way into the ledger."""
+
+    request_id: str
+    vehicle_id: str
+    energy_requested_j: int
+    power_max_w: int
+    priority: int
+    zone: str | None
+    depart_by_ms: int | None
+    """Departure as the client gave it, in the session's time."""
+    wait_deadline_ms: int | None
+    """The departure on the wall clock; nothing is claimed after it."""
+    wait_max_ms: int
+    """Longest wait after acceptance, where no departure is earlier."""
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """The ledger's answer to a new request: from here on it is not lost."""
+
+    request_id: str
+    accepted_at_ms: int
+    wait_until_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class RequestRecord:
+    """Everything the ledger says of one request."""
+
+    request_id: str
+    vehicle_id: str
+    status: Status
+    substation: str | None
+    attempt: int
+    priority: int
+    zone: str | None
+    power_max_w: int
+    energy_requested_j: int
+    energy_delivered_j: int
+    depart_by_ms: int | None
+    accepted_at_ms: int
+    wait_until_ms: int
+    decision: Mapping[str, Any] | None
+    history: tuple[Transition, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """A request that waits for a substation, with what a choice needs to know."""
+
+    request_id: str
+    attempt: int
+    power_max_w: int
+    zone: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Assignment:
+    """A choice to be written: compare-and-set from (accepted, attempt) to (assigned, attempt + 1)."""
+
+    request_id: str
+    attempt: int
+    substation: str
+    decision: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What a reading already contains of the ledger: the numbers of the last claim and the last end in it."""
+
+    substation: str
+    epoch: int
+    claims_total: int
+    ends_total: int
+
+
+@dataclass(frozen=True, slots=True)
+class Unseen:
+    """A request whose effect on a substation's load is not in its reading yet.
+
+    `sign` is +1 where it comes on top (assigned, or claimed after the reading), −1 where it has ended since.
+    """
+
+    request_id: str
+    attempt: int
+    substation: str
+    power_w: int
+    sign: int
+
+
+@dataclass(frozen=True, slots=True)
+class Registration:
+    """A substation that a process hosts, as it registers it at start."""
+
+    substation: str
+    zone: str | None
+    rated_w: int
+    limit_w: int
+    connectors: int
+    metrics_url: str
+
+
+@dataclass(frozen=True, slots=True)
+class RegisteredSubstation:
+    """A line of the registry."""
+
+    substation: str
+    zone: str | None
+    epoch: int
+    metrics_url: str
+
+
+@dataclass(frozen=True, slots=True)
+class Claimed:
+    """A request that is ours to charge; `claim_number` counts within the epoch, 0 for a resumed one."""
+
+    request_id: str
+    attempt: int
+    substation: str
+    epoch: int
+    claim_number: int
+    power_max_w: int
+    energy_requested_j: int
+    energy_delivered_j: int
+
+
+@dataclass(frozen=True, slots=True)
+class Tenure:
+    """What registering gave: the epoch, and the sessions to go on with."""
+
+    substation: str
+    epoch: int
+    resumed: tuple[Claimed, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """Energy delivered so far by a running session [J]."""
+
+    request_id: str
+    attempt: int
+    substation: str
+    epoch: int
+    energy_delivered_j: int
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """The end of a session: its terminal state, why, and what was delivered [J]."""
+
+    request_id: str
+    attempt: int
+    substation: str
+    epoch: int
+    status: Status
+    reason: str
+    energy_delivered_j: int
+
+
+@dataclass(frozen=True, slots=True)
+class Heartbeat:
+    """What the ledger thinks of one substation: its epoch, and rows that its process may not know of."""
+
+    substation: str
+    epoch: int
+    assigned: tuple[tuple[str, int], ...]
+    charging: tuple[Claimed, ...]

@@ -1,0 +1,163 @@
+"""The SQLite driver: one host, many processes, WAL, every commit on disk before it is told."""
+
+import contextlib
+import fcntl
+import json
+import os
+import sqlite3
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from services.errors import LedgerUnavailable, Misconfigured
+from services.ledger import schema
+from services.ledger.committer import Row, Transaction
+from services.ledger.statements import Dialect, render
+
+NOW_MS = "CAST(ROUND((julianday('now') - 2440587.5) * 86400000) AS INTEGER)"
+
+DIALECT = Dialect(
+    now_ms=NOW_MS,
+    rows=lambda columns: (
+        f"(SELECT {', '.join(f'value->>{n} AS {name}' for n, name in enumerate(columns))} FROM json_each(:rows))"  # noqa: S608 (column names are the statements' own)
+    ),
+)
+
+_WRITER_PRAGMAS = (
+    "PRAGMA journal_mode = WAL",
+    "PRAGMA synchronous = FULL",
+    "PRAGMA busy_timeout = 5000",
+    "PRAGMA journal_size_limit = 67108864",
+    "PRAGMA wal_autocheckpoint = 1000",
+    "PRAGMA temp_store = MEMORY",
+)
+_READER_PRAGMAS = ("PRAGMA query_only = ON", "PRAGMA busy_timeout = 5000", "PRAGMA temp_store = MEMORY")
+
+
+class SqliteTransaction:
+    """Statements on one connection; rendering is cached by their text."""
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self._connection = connection
+
+    def execute(self, statement: str, rows: Sequence[Sequence[Any]] = (), **parameters: Any) -> list[Row]:
+        """Run one statement in the common dialect; `rows` become its JSON parameter."""
+        if "{rows" in statement:
+            parameters["rows"] = json.dumps(rows, separators=(",", ":"))
+        cursor = self._connection.execute(render(statement, DIALECT), parameters)
+        names = [column[0] for column in cursor.description or ()]
+        return [dict(zip(names, values, strict=True)) for values in cursor.fetchall()]
+
+
+class SqliteDriver:
+    """The writer's connection."""
+
+    def __init__(self, path: Path) -> None:
+        self._connection = _connect(path, _WRITER_PRAGMAS)
+        self._lock = os.open(lock_path(path), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+
+    def run(self, work: Callable[[Transaction], None]) -> None:
+        """Run `work` in one transaction; raises `LedgerUnavailable`, and then nothing of it is written."""
+        with _lock_held(self._lock), _faults_told():
+            # IMMEDIATE: a deferred transaction that reads first fails at once when another writer was faster.
+            self._connection.execute("BEGIN IMMEDIATE")
+            try:
+                work(SqliteTransaction(self._connection))
+                self._connection.execute("COMMIT")
+            except BaseException:
+                with contextlib.suppress(sqlite3.Error):
+                    self._connection.execute("ROLLBACK")
+                raise
+
+    def close(self) -> None:
+        """Close connection and lock file."""
+        self._connection.close()
+        os.close(self._lock)
+
+
+class SqliteReader:
+    """A read-only connection; each read is a short transaction of its own, or the WAL would grow for ever."""
+
+    def __init__(self, path: Path) -> None:
+        self._connection = _connect(path, _READER_PRAGMAS)
+
+    def read(self, work: Callable[[Transaction], Any]) -> Any:
+        """Run `work` on one snapshot; raises `LedgerUnavailable`."""
+        with _faults_told():
+            self._connection.execute("BEGIN")
+            try:
+                return work(SqliteTransaction(self._connection))
+            finally:
+                self._connection.execute("ROLLBACK")
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._connection.close()
+
+
+def lock_path(path: Path) -> Path:
+    """The side file whose lock orders the writers: waiting for it wakes at once, SQLite's own busy wait polls."""
+    return path.with_name(path.name + ".lock")
+
+
+def prepare(path: Path) -> None:
+    """Make the ledger file where there is none, and refuse one that is not ours to write, untouched.
+
+    Raises `Misconfigured` with the cause and the cure.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = os.open(lock_path(path), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise Misconfigured(f"EVENLOAD_LEDGER_URL: {path} cannot be used: {error.strerror}") from None
+    try:
+        with _lock_held(lock):
+            if path.exists() and path.stat().st_size > 0:
+                _refuse_foreign(path)
+            else:
+                _create(path)
+    except sqlite3.Error as error:
+        raise Misconfigured(f"EVENLOAD_LEDGER_URL: {path} is no usable ledger: {error}") from None
+    finally:
+        os.close(lock)
+
+
+def _refuse_foreign(path: Path) -> None:
+    with contextlib.closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as connection:
+        ours = connection.execute("SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = 'meta'").fetchone()
+        version = (
+            connection.execute("SELECT value FROM meta WHERE name = 'schema_version'").fetchone() if ours else None
+        )
+    schema.refuse_other_version(str(path), version[0] if version else None)
+
+
+def _create(path: Path) -> None:
+    with contextlib.closing(_connect(path, _WRITER_PRAGMAS)) as connection:
+        connection.execute("BEGIN IMMEDIATE")
+        for statement in schema.SQLITE:
+            connection.execute(statement)
+        connection.execute("COMMIT")
+
+
+def _connect(path: Path, pragmas: Sequence[str]) -> sqlite3.Connection:
+    connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+    for pragma in pragmas:
+        connection.execute(pragma)
+    return connection
+
+
+@contextlib.contextmanager
+def _lock_held(lock: int) -> Iterator[None]:
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    try:
+        yield
+    finally:
+        fcntl.flock(lock, fcntl.LOCK_UN)
+
+
+@contextlib.contextmanager
+def _faults_told() -> Iterator[None]:
+    try:
+        yield
+    except sqlite3.Error as error:
+        raise LedgerUnavailable(f"SQLite: {error}") from error

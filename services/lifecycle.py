@@ -1,0 +1,146 @@
+"""The life of a service: settings, ready, work, drain, exit code.
+
+Exit codes: 0 drained after a signal, 1 crashed, 2 misconfigured (one line on standard error says how).
+"""
+
+import asyncio
+import contextlib
+import signal
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from dataclasses import dataclass, field
+from typing import Any, NoReturn, TypeVar
+
+from prometheus_client import CollectorRegistry
+
+from services.admin import AdminServer
+from services.errors import Misconfigured
+from services.logs import configure_logs, get_logger
+from services.metrics import ServiceMetrics
+from services.settings import CommonSettings, Settings, load_for_service
+
+log = get_logger(__name__)
+
+DRAIN_DEADLINE_S = 9.0
+OwnSettings = TypeVar("OwnSettings", bound=Settings)
+
+
+@dataclass
+class Life:
+    """What a service is given to live with: its name, registry, admin port and the signal to stop."""
+
+    service: str
+    instance: str
+    common: CommonSettings
+    metrics: ServiceMetrics
+    admin: AdminServer
+    stopping: asyncio.Event = field(default_factory=asyncio.Event)
+    has_served: bool = False
+    _over: asyncio.Event = field(default_factory=asyncio.Event)
+    _crash: asyncio.Future[None] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
+
+    @contextlib.asynccontextmanager
+    async def background(self, *work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
+        """Run coroutines while the block runs; one that raises ends the service with exit code 1."""
+        tasks = [asyncio.create_task(one) for one in work]
+        for task in tasks:
+            task.add_done_callback(self._note_end)
+        try:
+            yield
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _note_end(self, task: asyncio.Task[None]) -> None:
+        if task.cancelled() or self._crash.done():
+            return
+        error = task.exception()
+        if error is not None:
+            self._crash.set_exception(error)
+
+    async def serve_until_stopped(self) -> None:
+        """Be ready until a signal comes; raises what a background coroutine raised."""
+        self.admin.ready = self.has_served = True
+        log.info("service_ready", admin_url=self.admin.url)
+        stopped = asyncio.create_task(self.stopping.wait())
+        stopped.add_done_callback(lambda _: self._over.set())
+        self._crash.add_done_callback(lambda _: self._over.set())
+        try:
+            await self._over.wait()
+        finally:
+            # Unready before the drain, so that nobody sends work to a process that is leaving.
+            self.admin.ready = False
+            stopped.cancel()
+        if self._crash.done():
+            await self._crash
+        log.info("drain_started")
+
+
+Serve = Callable[[Life, OwnSettings], Awaitable[None]]
+
+
+def run(service: str, own_type: type[OwnSettings], serve: Serve[OwnSettings]) -> NoReturn:
+    """Run a service until it is told to stop, and leave the process with its exit code."""
+    try:
+        common, own = load_for_service(own_type)
+    except Misconfigured as error:
+        refuse(service, error)
+    instance = common.instance_name(service)
+    configure_logs(service, instance, common.log_level, common.log_format)
+    sys.exit(asyncio.run(_live(service, instance, common, own, serve)))
+
+
+def refuse(service: str, error: Misconfigured) -> NoReturn:
+    """Say in one line why the process does not start, and exit with code 2."""
+    print(f"{service}: {error}", file=sys.stderr)  # noqa: T201 (people read this, not log tools)
+    sys.exit(2)
+
+
+async def _live(
+    service: str, instance: str, common: CommonSettings, own: OwnSettings, serve: Serve[OwnSettings]
+) -> int:
+    registry = CollectorRegistry()
+    life = Life(service, instance, common, ServiceMetrics(service, registry), AdminServer(registry))
+    _stop_on_signals(life.stopping)
+    working = asyncio.create_task(_serve(life, own, serve))
+    stopped = asyncio.create_task(life.stopping.wait())
+    await asyncio.wait({working, stopped}, return_when=asyncio.FIRST_COMPLETED)
+    stopped.cancel()
+    # A signal may come before the service is ready: then there is nothing to drain.
+    deadline_s = DRAIN_DEADLINE_S if life.has_served else 1.0
+    await asyncio.wait({working}, timeout=deadline_s)
+    if not working.done():
+        log.warning("drain_cut_short", deadline_s=deadline_s)
+        working.cancel()
+        await asyncio.wait({working}, timeout=1.0)
+    return _exit_code(service, working)
+
+
+async def _serve(life: Life, own: OwnSettings, serve: Serve[OwnSettings]) -> None:
+    try:
+        await life.admin.start(life.common.admin_host, life.common.admin_port)
+        await serve(life, own)
+    finally:
+        await life.admin.stop()
+
+
+def _exit_code(service: str, working: asyncio.Task[None]) -> int:
+    if not working.done() or working.cancelled():
+        return 0
+    error = working.exception()
+    if error is None:
+        log.info("service_drained")
+        return 0
+    if isinstance(error, Misconfigured):
+        log.error("service_misconfigured", cause=str(error))
+        print(f"{service}: {error}", file=sys.stderr)  # noqa: T201
+        return 2
+    log.error("service_crashed", exc_info=error)
+    return 1
+
+
+def _stop_on_signals(stopping: asyncio.Event) -> None:
+    loop = asyncio.get_running_loop()
+    for signum in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(signum, stopping.set)

@@ -1,0 +1,20 @@
+"""What the supervisor needs to know of a process."""
+
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class ProcessSpec:
+    """A process to keep running: how to start it, where its output goes, when it is ready, how it ends."""
+
+    name: str
+    argv: tuple[str, ...]
+    environment: Mapping[str, str]
+    """Added to this process's own environment."""
+    log: Path
+    is_ready: Callable[[], Awaitable[bool]]
+    ready_within_s: float = 40
+    stops_within_s: float = 7
+    """After SIGTERM; then it is killed."""

@@ -1,0 +1,161 @@
+"""A private RabbitMQ node: own name, cookie, ports, data and epmd; nothing of the system's own broker is touched."""
+
+import asyncio
+import contextlib
+import json
+import os
+import secrets
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from services.broker import topology
+from services.local.packages import RabbitInstallation
+from services.local.process import ProcessSpec
+
+HOST = "127.0.0.1"
+MEMORY_WATERMARK = "1GB"
+DISK_FREE_LIMIT = "64MB"
+AMQP_HEADER = b"AMQP\x00\x00\x09\x01"
+
+
+@dataclass(frozen=True)
+class BrokerPorts:
+    """The ports of one node."""
+
+    amqp: int
+    console: int
+    metrics: int
+    distribution: int
+    epmd: int
+
+
+@dataclass(frozen=True)
+class PrivateBroker:
+    """A node that keeps its data and passwords in `data`, across starts on changing ports."""
+
+    installation: RabbitInstallation
+    data: Path
+    ports: BrokerPorts
+    passwords: dict[str, str]
+    node: str
+
+    @property
+    def console_url(self) -> str:
+        """RabbitMQ's management console."""
+        return f"http://{HOST}:{self.ports.console}"
+
+    @property
+    def metrics_url(self) -> str:
+        """RabbitMQ's own Prometheus endpoint."""
+        return f"http://{HOST}:{self.ports.metrics}/metrics"
+
+    def amqp_url(self, role: str) -> str:
+        """The address for a service of that role."""
+        return f"amqp://{role}:{self.passwords[role]}@{HOST}:{self.ports.amqp}/{topology.VHOST}"
+
+    def processes(self, logs: Path) -> tuple[ProcessSpec, ProcessSpec]:
+        """Epmd and the node, in the order of their start."""
+        environment = self._environment()
+        epmd = ProcessSpec(
+            name="epmd",
+            # As a child of ours, or the node would start a daemon that outlives it.
+            argv=(str(self.installation.epmd), "-port", str(self.ports.epmd), "-address", HOST),
+            environment=environment,
+            log=logs / "epmd.log",
+            is_ready=lambda: _accepts(self.ports.epmd),
+        )
+        node = ProcessSpec(
+            name="rabbitmq",
+            argv=(str(self.installation.server),),
+            environment=environment,
+            log=logs / "rabbitmq.log",
+            is_ready=lambda: _speaks_amqp(self.ports.amqp),
+            ready_within_s=90,
+            stops_within_s=9,
+        )
+        return epmd, node
+
+    def _environment(self) -> dict[str, str]:
+        data = self.data
+        return {
+            **self.installation.environment,
+            "HOME": str(data / "home"),
+            # The script then becomes the node instead of staying above it as a shell.
+            "RUNNING_UNDER_SYSTEMD": "1",
+            "NOTIFY_SOCKET": "",
+            "RABBITMQ_NODENAME": self.node,
+            "RABBITMQ_CONF_ENV_FILE": str(data / "rabbitmq-env.conf"),
+            "RABBITMQ_CONFIG_FILE": str(data / "rabbitmq.conf"),
+            "RABBITMQ_ADVANCED_CONFIG_FILE": str(data / "advanced.config"),
+            "RABBITMQ_ENABLED_PLUGINS_FILE": str(data / "enabled_plugins"),
+            "RABBITMQ_MNESIA_BASE": str(data / "mnesia"),
+            "RABBITMQ_LOG_BASE": str(data / "log"),
+            "RABBITMQ_LOGS": "-",
+            "RABBITMQ_GENERATED_CONFIG_DIR": str(data / "generated"),
+            "RABBITMQ_SCHEMA_DIR": str(data / "schema"),
+            "RABBITMQ_FEATURE_FLAGS_FILE": str(data / "feature_flags"),
+            "RABBITMQ_PID_FILE": str(data / "node.pid"),
+            "RABBITMQ_DIST_PORT": str(self.ports.distribution),
+            "ERL_EPMD_PORT": str(self.ports.epmd),
+            "ERL_EPMD_ADDRESS": HOST,
+            "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": "-kernel inet_dist_use_interface {127,0,0,1}",
+        }
+
+
+def prepare_broker(installation: RabbitInstallation, data: Path, ports: BrokerPorts) -> PrivateBroker:
+    """Write the node's configuration into `data`; name, cookie and passwords stay those of its first start."""
+    for folder in ("home", "mnesia", "log", "generated", "schema"):
+        (data / folder).mkdir(parents=True, exist_ok=True)
+    node = _kept(data / "node-name", lambda: f"evenload-{secrets.token_hex(4)}@localhost")
+    _kept(data / "home" / ".erlang.cookie", lambda: secrets.token_hex(20).upper(), mode=0o400)
+    passwords: dict[str, str] = json.loads(
+        _kept(data / "passwords.json", lambda: json.dumps({role: secrets.token_urlsafe(12) for role in topology.ROLES}))
+    )
+    _write_private(data / "definitions.json", json.dumps(topology.definitions(passwords), indent=2))
+    (data / "rabbitmq-env.conf").write_text("")
+    (data / "enabled_plugins").write_text("[rabbitmq_management,rabbitmq_prometheus].\n")
+    (data / "advanced.config").write_text("[].\n")
+    (data / "rabbitmq.conf").write_text(
+        f"listeners.tcp.1 = {HOST}:{ports.amqp}\n"
+        f"management.tcp.ip = {HOST}\nmanagement.tcp.port = {ports.console}\n"
+        f"prometheus.tcp.ip = {HOST}\nprometheus.tcp.port = {ports.metrics}\n"
+        f"load_definitions = {data / 'definitions.json'}\n"
+        f"vm_memory_high_watermark.absolute = {MEMORY_WATERMARK}\n"
+        f"disk_free_limit.absolute = {DISK_FREE_LIMIT}\n"
+        "log.console = true\nlog.console.level = warning\n"
+    )
+    return PrivateBroker(installation, data, ports, passwords, node)
+
+
+def _kept(path: Path, make: Callable[[], str], mode: int = 0o600) -> str:
+    if not path.exists():
+        _write_private(path, make(), mode)
+    return path.read_text().strip()
+
+
+def _write_private(path: Path, text: str, mode: int = 0o600) -> None:
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
+    with os.fdopen(descriptor, "w") as file:
+        file.write(text)
+
+
+async def _accepts(port: int) -> bool:
+    with contextlib.suppress(OSError):
+        _, writer = await asyncio.open_connection(HOST, port)
+        writer.close()
+        return True
+    return False
+
+
+async def _speaks_amqp(port: int) -> bool:
+    """Whether the node serves: it answers the protocol header with a method frame."""
+    with contextlib.suppress(OSError, TimeoutError, asyncio.IncompleteReadError):
+        async with asyncio.timeout(3):
+            reader, writer = await asyncio.open_connection(HOST, port)
+            try:
+                writer.write(AMQP_HEADER)
+                return await reader.readexactly(1) == b"\x01"
+            finally:
+                writer.close()
+    return False

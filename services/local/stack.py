@@ -1,0 +1,275 @@
+"""`evenload up`: everything on this machine, from nothing to the first rush, until Ctrl-C."""
+
+import asyncio
+import contextlib
+import fcntl
+import os
+import secrets
+import signal
+import socket
+import sys
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import aiohttp
+
+from services.admin import port_taken
+from services.errors import Misconfigured
+from services.grid import Grid, load_grid
+from services.local import leftovers
+from services.local.packages import find_rabbitmq
+from services.local.process import ProcessSpec
+from services.local.rabbitmq import HOST, BrokerPorts, PrivateBroker, prepare_broker
+from services.local.supervisor import Say, Supervisor
+from services.settings import LocalSettings
+
+GATEWAY_PORT = 8080
+LEFTOVER_GRACE_S = 8.0
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is started, and under which addresses."""
+
+    settings: LocalSettings
+    data: Path
+    grid: Grid
+    gateway_port: int
+    run: str
+
+    @property
+    def gateway_url(self) -> str:
+        """The HTTP API."""
+        return f"http://{HOST}:{self.gateway_port}"
+
+    @property
+    def logs(self) -> Path:
+        """Where each process's output goes."""
+        return self.data / "logs"
+
+
+def up(settings: LocalSettings, say: Say) -> int:
+    """Run the local stack until a signal; returns the exit code.
+
+    Raises `Misconfigured` where it cannot start, `StackEnded` where it cannot go on.
+    """
+    plan = _plan(settings)
+    with _only_one_in(plan.data):
+        left = leftovers.of_other_runs(plan.data, plan.run)
+        if left:
+            say(f"ending {len(left)} processes that an earlier start left behind")
+            leftovers.end(left, LEFTOVER_GRACE_S)
+        _refuse_taken_port(plan.gateway_port)
+        return asyncio.run(_run(plan, say))
+
+
+def _plan(settings: LocalSettings) -> Plan:
+    data = settings.data_dir.absolute()
+    try:
+        (data / "logs").mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise Misconfigured(f"EVENLOAD_DATA_DIR: {data} cannot be written: {error.strerror}") from None
+    text = os.environ.get("EVENLOAD_GATEWAY_PORT") or str(GATEWAY_PORT)
+    if not text.isdecimal() or not 1 <= int(text) <= 65535:
+        raise Misconfigured(f"EVENLOAD_GATEWAY_PORT: a port from 1 to 65535 is needed (got {text!r})")
+    return Plan(settings, data, load_grid(settings.grid), int(text), secrets.token_hex(8))
+
+
+async def _run(plan: Plan, say: Say) -> int:
+    stopping = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        loop.add_signal_handler(signum, stopping.set)
+    working = asyncio.create_task(_work(plan, say))
+    stopped = asyncio.create_task(stopping.wait())
+    await asyncio.wait({working, stopped}, return_when=asyncio.FIRST_COMPLETED)
+    stopped.cancel()
+    if not working.done():
+        say("stopping")
+        working.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await working
+        say("everything is down; requests that were accepted go on at the next start")
+        return 0
+    await working
+    return 0
+
+
+async def _work(plan: Plan, say: Say) -> None:
+    async with _supervised(plan, say) as supervisor:
+        broker = await _start_broker(plan, supervisor, say)
+        await _start_services(plan, supervisor, broker, say)
+        _tell(plan, supervisor, broker, say)
+        ended = asyncio.create_task(supervisor.until_ended())
+        rush = asyncio.create_task(_first_rush(plan)) if plan.settings.first_rush else None
+        try:
+            await ended
+        finally:
+            ended.cancel()
+            if rush is not None:
+                rush.cancel()
+                await asyncio.gather(rush, return_exceptions=True)
+
+
+@contextlib.asynccontextmanager
+async def _supervised(plan: Plan, say: Say) -> AsyncIterator[Supervisor]:
+    guardian = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-m",
+        "services.local.guardian",
+        plan.run,
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.DEVNULL,
+        stderr=asyncio.subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    supervisor = Supervisor(leftovers.marks(plan.data, plan.run), say)
+    try:
+        yield supervisor
+    finally:
+        # Services first: they write their last words to the ledger and settle with the broker.
+        services = [name for name in supervisor.pids() if name not in ("epmd", "rabbitmq")]
+        await supervisor.stop(services)
+        await supervisor.stop(["rabbitmq"])
+        await supervisor.stop()
+        if guardian.stdin is not None:
+            guardian.stdin.close()
+        await guardian.wait()
+
+
+async def _start_broker(plan: Plan, supervisor: Supervisor, say: Say) -> PrivateBroker | None:
+    if os.environ.get("EVENLOAD_AMQP_URL"):
+        say("using the broker of EVENLOAD_AMQP_URL")
+        return None
+    cache = plan.settings.cache_dir or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "evenload"
+    installation = await asyncio.to_thread(find_rabbitmq, cache.absolute(), say)
+    broker = prepare_broker(installation, plan.data / "rabbitmq", BrokerPorts(*free_ports(5)))
+    say("starting RabbitMQ")
+    for spec in broker.processes(plan.logs):
+        _begin_log(spec.log)
+        await supervisor.start(spec)
+    return broker
+
+
+async def _start_services(plan: Plan, supervisor: Supervisor, broker: PrivateBroker | None, say: Say) -> None:
+    say(f"starting gateway, balancer and {len(plan.grid.substation)} substations")
+    ids = [spec.id for spec in plan.grid.substation]
+    names = [("gateway", "gateway", ""), ("balancer", "balancer", "")]
+    names += [(f"substation-{one}", "substations", one) for one in ids]
+    ports = free_ports(len(names))
+    async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=2)) as http:
+        specs = [
+            _service(plan, broker, http, name, package, substation, port)
+            for (name, package, substation), port in zip(names, ports, strict=True)
+        ]
+        for spec in specs:
+            _begin_log(spec.log)
+        await asyncio.gather(*(supervisor.start(spec) for spec in specs))
+
+
+def _service(
+    plan: Plan,
+    broker: PrivateBroker | None,
+    http: aiohttp.ClientSession,
+    name: str,
+    package: str,
+    substation: str,
+    port: int,
+) -> ProcessSpec:
+    async def is_ready() -> bool:
+        with contextlib.suppress(aiohttp.ClientError, TimeoutError, OSError):
+            async with http.get(f"http://{HOST}:{port}/readyz") as response:
+                return response.status == 200
+        return False
+
+    environment = {
+        "EVENLOAD_INSTANCE": name,
+        "EVENLOAD_ADMIN_PORT": str(port),
+        "EVENLOAD_LEDGER_URL": os.environ.get("EVENLOAD_LEDGER_URL") or f"sqlite:///{plan.data / 'ledger.sqlite'}",
+        "EVENLOAD_GRID": plan.settings.grid,
+        "EVENLOAD_LOG_FORMAT": "json",
+    }
+    if package == "gateway":
+        environment["EVENLOAD_GATEWAY_PORT"] = str(plan.gateway_port)
+    if package == "substations":
+        environment["EVENLOAD_SUBSTATION_IDS"] = substation
+    if broker is not None:
+        environment["EVENLOAD_AMQP_URL"] = broker.amqp_url(package.removesuffix("s"))
+    return ProcessSpec(
+        name=name,
+        argv=(sys.executable, "-m", package),
+        environment=environment,
+        log=plan.logs / f"{name}.log",
+        is_ready=is_ready,
+    )
+
+
+async def _first_rush(plan: Plan) -> None:
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "services.cli.main", "rush", "--url", plan.gateway_url, "--until", "ended",
+        stdin=asyncio.subprocess.DEVNULL,
+        env={**os.environ, **leftovers.marks(plan.data, plan.run)},
+        start_new_session=True,
+    )  # fmt: skip
+    try:
+        await process.wait()
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+
+
+def _tell(plan: Plan, supervisor: Supervisor, broker: PrivateBroker | None, say: Say) -> None:
+    say("")
+    say(f"  gateway            {plan.gateway_url}   (POST /charge-requests, GET /substations)")
+    if broker is not None:
+        say(f"  RabbitMQ console   {broker.console_url}   login operator / {broker.passwords['operator']}")
+        say(f"  RabbitMQ metrics   {broker.metrics_url}")
+    say(f"  data and logs      {plan.data}   {plan.logs}")
+    say("  pids               " + "  ".join(f"{name} {pid}" for name, pid in supervisor.pids().items()))
+    say("")
+
+
+def free_ports(count: int) -> list[int]:
+    """Different TCP ports that are free now."""
+    with contextlib.ExitStack() as stack:
+        probes = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for probe in probes:
+            probe.bind((HOST, 0))
+        return [probe.getsockname()[1] for probe in probes]
+
+
+def _refuse_taken_port(port: int) -> None:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((HOST, port))
+        except OSError as error:
+            raise Misconfigured(port_taken(HOST, port, "EVENLOAD_GATEWAY_PORT", error)) from None
+
+
+@contextlib.contextmanager
+def _only_one_in(data: Path) -> Iterator[None]:
+    """Hold the data folder's lock; raises `Misconfigured` naming the pid that has it."""
+    descriptor = os.open(data / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            pid = os.read(descriptor, 32).decode().strip() or "unknown"
+            raise Misconfigured(
+                f"a stack already runs from {data} (pid {pid}): stop it with Ctrl-C or `kill {pid}`, "
+                "or give this one EVENLOAD_DATA_DIR and EVENLOAD_GATEWAY_PORT of its own"
+            ) from None
+        os.truncate(descriptor, 0)
+        os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _begin_log(log: Path) -> None:
+    """A fresh log for a fresh start; the one before it is kept beside."""
+    if log.exists():
+        log.replace(log.with_suffix(".previous.log"))

@@ -1,0 +1,142 @@
+"""Keeps processes running: starts them, restarts who dies, ends them all."""
+
+import asyncio
+import contextlib
+import os
+import signal
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from services.errors import EvenloadError
+from services.local.process import ProcessSpec
+
+DEATHS_MAX = 3
+DEATHS_WITHIN_S = 30.0
+BACKOFF_S = (0.2, 1.0, 3.0)
+READY_POLL_S = 0.1
+LAST_LINES = 15
+EXIT_MISCONFIGURED = 2
+
+Say = Callable[[str], None]
+
+
+class StackEnded(EvenloadError):
+    """The stack cannot go on; the text has the last lines of the culprit's log."""
+
+
+class Supervisor:
+    """Runs processes in sessions of their own, so that a terminal's Ctrl-C reaches only the supervisor."""
+
+    def __init__(self, environment: dict[str, str], say: Say) -> None:
+        self._environment = environment
+        self._say = say
+        self._processes: dict[str, asyncio.subprocess.Process] = {}
+        self._specs: dict[str, ProcessSpec] = {}
+        self._keepers: dict[str, asyncio.Task[None]] = {}
+        self._stopping = False
+        self._ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def pids(self) -> dict[str, int]:
+        """The pid of each process that runs now."""
+        return {name: process.pid for name, process in self._processes.items() if process.returncode is None}
+
+    async def start(self, spec: ProcessSpec) -> None:
+        """Start a process, keep it running, and return once it is ready; raises `StackEnded`."""
+        self._specs[spec.name] = spec
+        await self._spawn(spec)
+        keeper = asyncio.create_task(self._keep(spec))
+        self._keepers[spec.name] = keeper
+        keeper.add_done_callback(self._note_end)
+        await self._until_ready(spec)
+
+    async def until_ended(self) -> None:
+        """Wait until the stack cannot go on; raises `StackEnded`."""
+        await asyncio.shield(self._ended)
+
+    async def stop(self, names: Sequence[str] | None = None) -> None:
+        """End processes (all, if none is named) with SIGTERM, then SIGKILL for who stays."""
+        self._stopping = True
+        chosen = list(self._processes) if names is None else [name for name in names if name in self._processes]
+        for name in chosen:
+            if name in self._keepers:
+                self._keepers[name].cancel()
+        await asyncio.gather(*(self._end(name) for name in chosen))
+
+    async def _spawn(self, spec: ProcessSpec) -> None:
+        with spec.log.open("ab") as log:
+            self._processes[spec.name] = await asyncio.create_subprocess_exec(
+                *spec.argv,
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env={**os.environ, **spec.environment, **self._environment},
+                start_new_session=True,
+            )
+
+    async def _keep(self, spec: ProcessSpec) -> None:
+        deaths: list[float] = []
+        while True:
+            code = await self._processes[spec.name].wait()
+            if self._stopping:
+                return
+            now = time.monotonic()
+            deaths = [at for at in deaths if now - at < DEATHS_WITHIN_S] + [now]
+            if code == EXIT_MISCONFIGURED:
+                raise StackEnded(f"{spec.name} refuses to start:\n{last_lines(spec.log)}")
+            if len(deaths) >= DEATHS_MAX:
+                raise StackEnded(
+                    f"{spec.name} died {DEATHS_MAX} times within {DEATHS_WITHIN_S:g} s; its last lines "
+                    f"({spec.log}):\n{last_lines(spec.log)}"
+                )
+            pause_s = BACKOFF_S[min(len(deaths), len(BACKOFF_S)) - 1]
+            self._say(f"{spec.name} died ({_say_code(code)}); starting it again in {pause_s:g} s")
+            await asyncio.sleep(pause_s)
+            await self._spawn(spec)
+
+    def _note_end(self, keeper: asyncio.Task[None]) -> None:
+        if keeper.cancelled() or self._ended.done():
+            return
+        error = keeper.exception()
+        if error is not None:
+            self._ended.set_exception(error)
+
+    async def _until_ready(self, spec: ProcessSpec) -> None:
+        give_up_at = time.monotonic() + spec.ready_within_s
+        while not await spec.is_ready():
+            if self._ended.done():
+                await self._ended
+            if time.monotonic() > give_up_at:
+                raise StackEnded(
+                    f"{spec.name} was not ready within {spec.ready_within_s:g} s; its last lines "
+                    f"({spec.log}):\n{last_lines(spec.log)}"
+                )
+            await asyncio.sleep(READY_POLL_S)
+
+    async def _end(self, name: str) -> None:
+        process = self._processes[name]
+        if process.returncode is not None:
+            return
+        with contextlib.suppress(ProcessLookupError):
+            process.send_signal(signal.SIGTERM)
+        try:
+            async with asyncio.timeout(self._specs[name].stops_within_s):
+                await process.wait()
+        except TimeoutError:
+            self._say(f"{name} does not end; killing it")
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            await process.wait()
+
+
+def last_lines(log: Path) -> str:
+    """The end of a log file, indented."""
+    try:
+        lines = log.read_text(errors="replace").splitlines()[-LAST_LINES:]
+    except OSError:
+        lines = ["(no log)"]
+    return "\n".join(f"    {line}" for line in lines)
+
+
+def _say_code(code: int) -> str:
+    return f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"

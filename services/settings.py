@@ -1,0 +1,133 @@
+"""Settings from `EVENLOAD_…` variables, checked as a whole before anything starts."""
+
+import difflib
+import os
+import re
+import secrets
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Literal, TypeVar
+
+from pydantic import Field, ValidationError, field_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from services.errors import Misconfigured
+from services.logs import LogFormat
+
+PREFIX = "EVENLOAD_"
+_SERVICE_PREFIXES = ("EVENLOAD_GATEWAY_", "EVENLOAD_BALANCER_", "EVENLOAD_SUBSTATION_")
+
+Port = Annotated[int, Field(ge=1, le=65535)]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
+
+SUBSTATION_ID = re.compile(r"^[A-Za-z0-9][A-Za-z0-9-]{0,62}$")
+
+
+class Settings(BaseSettings):
+    """The base of all settings classes: frozen, and an empty variable counts as absent."""
+
+    model_config = SettingsConfigDict(env_ignore_empty=True, frozen=True, extra="ignore")
+
+
+class CommonSettings(Settings):
+    """What every service needs to know; variables `EVENLOAD_<FIELD>`."""
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX)
+
+    amqp_url: str = Field(description="Broker, `amqp://user:password@host:port/vhost`.")
+    ledger_url: str = Field(description="Ledger, `sqlite:///path/to/ledger.sqlite`.")
+    ledger_shared: bool = Field(
+        False, description="Say 1 where services run on several hosts: a SQLite ledger is then refused."
+    )
+    speed: float = Field(60, gt=0, le=100_000, description="Session seconds per wall second.")
+    envelope_max: int = Field(100, ge=1, le=100, description="Most requests in one message; 1 for watching.")
+    grid: str = Field("default", description="Grid file (TOML), or the name of one that comes along.")
+    admin_host: str = Field("127.0.0.1", description="Where health and metrics are served.")
+    admin_port: Port | None = Field(None, description="Port of health and metrics; chosen free when absent.")
+    instance: Name | None = Field(None, description="Name of this process in logs, connections and consumers.")
+    startup_timeout_s: float = Field(30, gt=0, description="How long to wait for broker and ledger at start.")
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="Least severe line kept.")
+    log_format: LogFormat = Field("auto", description="`json`, `console`, or `auto` (console on a terminal).")
+
+    @field_validator("amqp_url")
+    @classmethod
+    def _amqp_scheme(cls, value: str) -> str:
+        if not value.startswith(("amqp://", "amqps://")):
+            raise ValueError("an address like amqp://user:password@127.0.0.1:5672/evenload is needed")
+        return value
+
+    def instance_name(self, service: str) -> str:
+        """The configured instance name, or the service's with a short random tail."""
+        return self.instance or f"{service}-{secrets.token_hex(2)}"
+
+
+class LocalSettings(Settings):
+    """What `evenload up` (`make run`) needs to know; variables `EVENLOAD_<FIELD>`."""
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX)
+
+    data_dir: Path = Field(Path(".evenload"), description="Where the local stack keeps ledger, broker data and logs.")
+    cache_dir: Path | None = Field(
+        None, description="Where unpacked packages are kept; by default `evenload` in the user's cache folder."
+    )
+    first_rush: bool = Field(True, description="0 starts the local stack without its first rush hour.")
+    grid: str = Field("default", description="Grid file (TOML), or the name of one that comes along.")
+
+
+AnySettings = TypeVar("AnySettings", bound=Settings)
+
+
+def env_name(settings_type: type[Settings], field: str) -> str:
+    """The variable that sets `field`."""
+    return f"{settings_type.model_config.get('env_prefix', '')}{field}".upper()
+
+
+def env_names(settings_types: Iterable[type[Settings]]) -> list[str]:
+    """All variables that the given settings classes read."""
+    return [env_name(kind, field) for kind in settings_types for field in kind.model_fields]
+
+
+def refuse_unknown(environ: Mapping[str, str], own: type[Settings] | None) -> None:
+    """Refuse a variable with our prefix that nobody reads: it is a misspelling, and would do nothing.
+
+    Variables of *other* services are let through, so that one environment can serve all of them.
+    Raises `Misconfigured` with the nearest known name.
+    """
+    own_types: list[type[Settings]] = [CommonSettings, LocalSettings]
+    own_prefix = None
+    if own is not None:
+        own_types.append(own)
+        own_prefix = own.model_config.get("env_prefix")
+    known = env_names(own_types)
+    for name in sorted(environ):
+        if not name.startswith(PREFIX) or name in known:
+            continue
+        if any(name.startswith(prefix) for prefix in _SERVICE_PREFIXES if prefix != own_prefix):
+            continue
+        near = difflib.get_close_matches(name, known, n=1)
+        hint = f"did you mean {near[0]}?" if near else "remove it"
+        raise Misconfigured(f"{name} is no setting of Evenload: {hint}")
+
+
+def load(settings_type: type[AnySettings]) -> AnySettings:
+    """Read one settings class from the environment; raises `Misconfigured` with one line per fault."""
+    try:
+        return settings_type()
+    except ValidationError as error:
+        faults = "; ".join(
+            f"{env_name(settings_type, str(fault['loc'][0]))}: {_say(dict(fault))}" for fault in error.errors()
+        )
+        raise Misconfigured(faults) from None
+
+
+def _say(fault: dict[str, object]) -> str:
+    if fault["type"] == "missing":
+        return "is not set, and has no default"
+    text = str(fault["msg"]).removeprefix("Value error, ")
+    return f"{text[:1].lower()}{text[1:]} (got {str(fault['input'])[:80]!r})"
+
+
+def load_for_service(own: type[AnySettings]) -> tuple[CommonSettings, AnySettings]:
+    """The common settings and one service's own, after refusing names that nobody reads."""
+    refuse_unknown(os.environ, own)
+    return load(CommonSettings), load(own)

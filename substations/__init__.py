@@ -1,0 +1,1 @@
+"""Substations: claim requests, charge them under a shared power limit, and tell the load."""

@@ -1,0 +1,5 @@
+"""`python -m substations`."""
+
+from substations.service import main
+
+main()

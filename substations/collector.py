@@ -1,0 +1,64 @@
+"""The substations' gauges, rendered from their state by one collector, so that a scrape is one atomic snapshot."""
+
+from collections.abc import Callable, Iterable, Sequence
+
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from substations.substation import Substation
+
+PREFIX = "evenload_substation_"
+LABELS = ("substation",)
+
+GAUGES: Sequence[tuple[str, str, Callable[[Substation], float]]] = (
+    ("power_watts", "Power given to all sessions.", lambda one: one.power_w),
+    ("demand_watts", "Power that the sessions would take without a limit.", lambda one: one.demand_w),
+    ("limit_watts", "Power that charging may take.", lambda one: one.limit_w),
+    ("rated_watts", "Active power of the transformer.", lambda one: one.rated_w),
+    ("utilisation_ratio", "Power ÷ limit.", lambda one: one.power_w / one.limit_w),
+    ("sessions", "Vehicles at a connector.", lambda one: len(one.sessions)),
+    ("connectors", "Connectors.", lambda one: one.connectors),
+    ("epoch", "Tenure of the process that hosts the substation.", lambda one: one.epoch),
+    ("snapshot_sequence", "Number of this snapshot within the epoch.", lambda one: one.sequence),
+    ("operative", "1 while the substation takes requests.", lambda _one: 1),
+)
+
+
+class SubstationCollector(Collector):
+    """Renders every hosted substation; each rendering is a snapshot with a number of its own."""
+
+    def __init__(self, substations: Sequence[Substation]) -> None:
+        self._substations = substations
+
+    def describe(self) -> Iterable[Metric]:
+        """The families' names, so that a scrape can ask for some of them."""
+        return self._families([])
+
+    def collect(self) -> Iterable[Metric]:
+        """One snapshot of all; runs on the event loop, so nothing changes in between."""
+        for one in self._substations:
+            one.sequence += 1
+        return self._families(self._substations)
+
+    def _families(self, substations: Sequence[Substation]) -> list[Metric]:
+        families: list[Metric] = []
+        for name, text, value in GAUGES:
+            gauge = GaugeMetricFamily(PREFIX + name, text, labels=LABELS)
+            for one in substations:
+                gauge.add_metric([one.id], value(one))
+            families.append(gauge)
+        claims = CounterMetricFamily(PREFIX + "claims", "Number of the last claim in this epoch.", labels=LABELS)
+        energy = CounterMetricFamily(
+            PREFIX + "energy_joules", "Energy delivered since the process started.", labels=LABELS
+        )
+        ends = CounterMetricFamily(
+            PREFIX + "ends", "Sessions ended in this epoch, by reason.", labels=(*LABELS, "reason")
+        )
+        load = GaugeMetricFamily("substation_load", "Power in watts, under the original system's name.", labels=LABELS)
+        for one in substations:
+            claims.add_metric([one.id], one.claims_total)
+            energy.add_metric([one.id], one.energy_total_j)
+            load.add_metric([one.id], one.power_w)
+            for reason, count in one.ends_by_reason.items():
+                ends.add_metric([one.id, reason], count)
+        return [*families, claims, energy, ends, load]

@@ -1,0 +1,52 @@
+"""The heartbeat: one transaction per process and second writes progress and reads back what the ledger thinks.
+
+What the ledger knows and the process does not is adopted: this repairs lost messages, lost replies and a wiped broker.
+"""
+
+import asyncio
+from collections.abc import Mapping
+
+from services.errors import LedgerUnavailable, Misconfigured
+from services.ledger.charging import Charging
+from services.ledger.records import Heartbeat
+from services.logs import get_logger
+from services.messages import Hint
+from substations.worker import Worker
+
+log = get_logger(__name__)
+
+ADOPT_AFTER_MS = 2_000
+"""How long an assigned row may wait for its message before the heartbeat brings it."""
+
+
+async def beat_for_ever(workers: Mapping[str, Worker], ledger: Charging, heartbeat_s: float) -> None:
+    """Beat until cancelled; raises `Misconfigured` when another process took a substation over."""
+    while True:
+        await asyncio.sleep(heartbeat_s)
+        try:
+            for answer in await beat(workers, ledger):
+                await _reconcile(workers[answer.substation], answer)
+        except LedgerUnavailable as error:
+            log.warning("heartbeat_missed", cause=str(error))
+
+
+async def beat(workers: Mapping[str, Worker], ledger: Charging) -> list[Heartbeat]:
+    """One heartbeat of all hosted substations; raises `LedgerUnavailable`."""
+    epochs = {one.substation.id: one.substation.epoch for one in workers.values()}
+    progress = [line for one in workers.values() for line in one.substation.progress()]
+    return await ledger.heartbeat(epochs, progress, ADOPT_AFTER_MS)
+
+
+async def _reconcile(worker: Worker, answer: Heartbeat) -> None:
+    substation = worker.substation
+    if answer.epoch != substation.epoch:
+        raise Misconfigured(
+            f"another process hosts substation {substation.id!r} now (epoch {answer.epoch}, ours was "
+            f"{substation.epoch}): give each process ids of its own in EVENLOAD_SUBSTATION_IDS"
+        )
+    adopted = substation.adopt(answer.charging)
+    if adopted:
+        log.info("sessions_adopted", substation=substation.id, sessions=adopted)
+    if answer.assigned:
+        log.info("assignments_adopted", substation=substation.id, requests=len(answer.assigned))
+        await worker.take_in([Hint(*one) for one in answer.assigned])

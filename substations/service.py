@@ -1,0 +1,109 @@
+"""The life of a `substations` process: register, resume, then consume; progress is written at the end."""
+
+import contextlib
+from contextlib import AsyncExitStack
+
+from services.broker import topology
+from services.broker.connection import connected
+from services.broker.publisher import Publisher
+from services.broker.settle import Consumer
+from services.clock import monotonic_s
+from services.errors import LedgerUnavailable
+from services.grid import SubstationSpec, load_grid
+from services.ledger.charging import LedgerCharging
+from services.ledger.connection import open_ledger
+from services.ledger.records import Registration, Tenure
+from services.lifecycle import Life, run
+from services.logs import get_logger
+from substations.collector import SubstationCollector
+from substations.heartbeat import beat, beat_for_ever
+from substations.settings import SubstationSettings
+from substations.substation import Substation
+from substations.worker import Worker
+
+log = get_logger(__name__)
+
+
+async def serve(life: Life, settings: SubstationSettings) -> None:
+    """Charge until told to stop; sessions stay in the ledger and go on at the next start."""
+    common = life.common
+    specs = {spec.id: spec for spec in load_grid(common.grid).pick(settings.hosted_ids())}
+    async with AsyncExitStack() as stack:
+        connection = await stack.enter_async_context(
+            open_ledger(
+                common.ledger_url,
+                shared=common.ledger_shared,
+                speed=common.speed,
+                observe_commit_s=life.metrics.ledger_commit_s.observe,
+            )
+        )
+        ledger = LedgerCharging(connection)
+        publishing = await stack.enter_async_context(
+            connected(common.amqp_url, f"{life.instance} publish", common.startup_timeout_s)
+        )
+        consuming = await stack.enter_async_context(
+            connected(common.amqp_url, f"{life.instance} consume", common.startup_timeout_s)
+        )
+        publisher = await Publisher.open(publishing, common.envelope_max)
+        tenures = await ledger.register([_registration(spec, life.admin.url) for spec in specs.values()])
+        workers = {
+            tenure.substation: Worker(_resumed(tenure, specs[tenure.substation], common.speed), ledger)
+            for tenure in tenures
+        }
+        life.metrics.registry.register(SubstationCollector([one.substation for one in workers.values()]))
+
+        async def write_progress() -> None:
+            with contextlib.suppress(LedgerUnavailable):
+                for worker in workers.values():
+                    await worker.settle()
+                await beat(workers, ledger)
+
+        stack.push_async_callback(write_progress)
+        await stack.enter_async_context(
+            life.background(
+                *(worker.tick_for_ever(settings.tick_s) for worker in workers.values()),
+                beat_for_ever(workers, ledger, settings.heartbeat_s),
+            )
+        )
+        consumers = {
+            one: Consumer(topology.substation_queue(one), worker.take_in, publisher, life.metrics.messages_settled)
+            for one, worker in workers.items()
+        }
+        await stack.enter_async_context(
+            life.background(
+                *(
+                    consumer.consume(
+                        consuming,
+                        prefetch=settings.prefetch,
+                        tag=f"{life.instance} {one}",
+                        bind_to=topology.ASSIGNMENTS,
+                    )
+                    for one, consumer in consumers.items()
+                )
+            )
+        )
+        await life.serve_until_stopped()
+
+
+def _registration(spec: SubstationSpec, metrics_url: str) -> Registration:
+    return Registration(spec.id, spec.zone, spec.rated_w, spec.limit_w, spec.connectors, metrics_url)
+
+
+def _resumed(tenure: Tenure, spec: SubstationSpec, speed: float) -> Substation:
+    substation = Substation(
+        id=tenure.substation,
+        rated_w=spec.rated_w,
+        limit_w=spec.limit_w,
+        connectors=spec.connectors,
+        epoch=tenure.epoch,
+        speed=speed,
+        ticked_at_s=monotonic_s(),
+    )
+    resumed = substation.adopt(tenure.resumed)
+    log.info("substation_registered", substation=tenure.substation, epoch=tenure.epoch, resumed=resumed)
+    return substation
+
+
+def main() -> None:
+    """Entry point of `python -m substations`."""
+    run("substations", SubstationSettings, serve)

@@ -1,0 +1,137 @@
+"""A substation and its charging sessions: pure, time comes in as a parameter."""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from services.ledger.records import Claimed, Ending, Progress
+from services.ledger.states import Reason, Status
+from substations.sharing import share
+
+REMEMBER_ENDED_S = 60.0
+"""Far longer than any ledger reply may take: what ended is not started again by a late one."""
+
+
+@dataclass(slots=True)
+class Session:
+    """One vehicle at a connector; energy in J, power in W."""
+
+    claimed: Claimed
+    delivered_j: int
+    power_w: int = 0
+    ended: bool = False
+    """Everything is delivered; the connector is free once the ledger knows."""
+
+    @property
+    def owed_j(self) -> int:
+        """What is still to be delivered."""
+        return self.claimed.energy_requested_j - self.delivered_j
+
+    def deliver(self, session_seconds: float) -> int:
+        """Charge for a time at the power set before; returns the energy delivered [J], never more than owed."""
+        delivered_j = min(self.owed_j, math.floor(self.power_w * session_seconds))
+        self.delivered_j += delivered_j
+        return delivered_j
+
+
+@dataclass(slots=True)
+class Substation:
+    """The state of one substation within one epoch."""
+
+    id: str
+    rated_w: int
+    limit_w: int
+    connectors: int
+    epoch: int
+    speed: float
+    ticked_at_s: float
+    sessions: dict[str, Session] = field(default_factory=dict)
+    claiming: int = 0
+    """Connectors held for claims that are on their way to the ledger."""
+    claims_total: int = 0
+    ends_total: int = 0
+    ends_by_reason: dict[str, int] = field(default_factory=lambda: {Reason.ENERGY_LIMIT_REACHED: 0})
+    energy_total_j: int = 0
+    sequence: int = 0
+    _ended: dict[tuple[str, int], float] = field(default_factory=dict)
+
+    @property
+    def free_connectors(self) -> int:
+        """Connectors that neither a session nor a claim on its way holds."""
+        return self.connectors - len(self.sessions) - self.claiming
+
+    @property
+    def power_w(self) -> int:
+        """Power given to all sessions now."""
+        return sum(session.power_w for session in self.sessions.values())
+
+    @property
+    def demand_w(self) -> int:
+        """Power that the sessions would take without a limit; an ended one counts until the ledger knows its end."""
+        return sum(session.claimed.power_max_w for session in self.sessions.values())
+
+    def start(self, claimed: Claimed) -> bool:
+        """Begin, or go on with, a session; its power comes with the next tick.
+
+        Returns False for one that runs or ran here already, whoever asks again.
+        """
+        key = (claimed.request_id, claimed.attempt)
+        if claimed.request_id in self.sessions or key in self._ended:
+            return False
+        session = Session(claimed, claimed.energy_delivered_j)
+        session.ended = session.owed_j <= 0
+        self.sessions[claimed.request_id] = session
+        self.claims_total = max(self.claims_total, claimed.claim_number)
+        return True
+
+    def tick(self, now_s: float) -> list[Ending]:
+        """Deliver energy for the time since the last tick, then share the power anew; returns what has ended."""
+        passed_s = max(0.0, now_s - self.ticked_at_s) * self.speed
+        self.ticked_at_s = now_s
+        for session in self.sessions.values():
+            self.energy_total_j += session.deliver(passed_s)
+        charging = []
+        for session in self.sessions.values():
+            if session.owed_j <= 0:
+                session.ended, session.power_w = True, 0
+            else:
+                charging.append(session)
+        powers = share(self.limit_w, [session.claimed.power_max_w for session in charging])
+        for session, power_w in zip(charging, powers, strict=True):
+            session.power_w = power_w
+        self._ended = {key: at_s for key, at_s in self._ended.items() if now_s - at_s < REMEMBER_ENDED_S}
+        return [self._ending(session) for session in self.sessions.values() if session.ended]
+
+    def finish(self, request_id: str, end_number: int | None, now_s: float) -> None:
+        """Free the connector of a session whose end is known; `end_number` is None where the row was not ours."""
+        session = self.sessions.pop(request_id, None)
+        if session is None:
+            return
+        self._ended[request_id, session.claimed.attempt] = now_s
+        if end_number is not None:
+            self.ends_total = max(self.ends_total, end_number)
+            reason = Reason.ENERGY_LIMIT_REACHED
+            self.ends_by_reason[reason] = self.ends_by_reason.get(reason, 0) + 1
+
+    def progress(self) -> list[Progress]:
+        """What each session has delivered so far."""
+        return [
+            Progress(one.claimed.request_id, one.claimed.attempt, self.id, self.epoch, one.delivered_j)
+            for one in self.sessions.values()
+        ]
+
+    def adopt(self, charging: Iterable[Claimed]) -> int:
+        """Start sessions that the ledger shows as ours and we did not know; returns how many."""
+        return sum(self.start(claimed) for claimed in charging)
+
+    def _ending(self, session: Session) -> Ending:
+        claimed = session.claimed
+        return Ending(
+            claimed.request_id,
+            claimed.attempt,
+            self.id,
+            self.epoch,
+            Status.COMPLETED,
+            Reason.ENERGY_LIMIT_REACHED,
+            session.delivered_j,
+        )
