@@ -1,0 +1,67 @@
+# Every target works from a bare checkout: it needs git, make, and Python 3.11 or later with venv.
+SHELL := /bin/sh
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+
+PYTHON ?= $(firstword $(foreach name,python3.11 python3.12 python3.13 python3.14 python3,$(shell command -v $(name) 2>/dev/null)))
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: help run rush test check lock clean
+
+help: ## Show the targets
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
+
+run: $(VENV)/.runtime ## Start everything here, send a first rush hour, serve until Ctrl-C
+	@$(BIN)/evenload up
+
+rush: $(VENV)/.runtime ## Send one more rush to the stack that `make run` started
+	@$(BIN)/evenload rush
+
+test: $(VENV)/.dev ## Run the test suite on a real RabbitMQ of its own
+	@$(BIN)/python -m pytest $(ARGS)
+
+check: $(VENV)/.dev ## Run the linters: style, types, architecture, dead code, dependencies
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/vulture
+	$(BIN)/deptry .
+
+lock: ## Renew the hashed requirement locks (needs uv)
+	@command -v uv >/dev/null || { echo "uv is missing: pip install uv"; exit 2; }
+	uv pip compile $(LOCK_OPTIONS) pyproject.toml --group build -o requirements/runtime.txt
+	uv pip compile $(LOCK_OPTIONS) pyproject.toml --group dev -o requirements/dev.txt
+
+LOCK_OPTIONS := --quiet --upgrade --universal --python-version 3.11 --generate-hashes \
+	--no-emit-find-links --no-header --no-annotate
+
+clean: ## Remove the environment, the local stack's data and all caches of this checkout
+	@if [ -f .evenload/lock ] && command -v flock >/dev/null && ! flock -n .evenload/lock true; then \
+		echo "a stack runs from this checkout: stop it first" >&2; exit 2; fi
+	rm -rf $(VENV) .evenload dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# The stamps name what was installed; a half-made environment has none and is made anew.
+$(VENV)/.runtime: requirements/runtime.txt pyproject.toml
+	@$(MAKE) environment LOCK=requirements/runtime.txt
+	@touch $@
+
+$(VENV)/.dev: requirements/dev.txt pyproject.toml
+	@$(MAKE) environment LOCK=requirements/dev.txt
+	@touch $@ $(VENV)/.runtime
+
+.PHONY: environment
+environment:
+	@command -v git >/dev/null || { echo "git is missing: install it (Debian: apt install git)" >&2; exit 2; }
+	@test -n "$(PYTHON)" || { echo "Python is missing: install Python 3.11 or later (Debian: apt install python3-venv)" >&2; exit 2; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "$(PYTHON) is older than Python 3.11: install a newer one, or name it: make PYTHON=/path/to/python3.11" >&2; exit 2; }
+	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || \
+		{ echo "$(PYTHON) lacks venv: install it (Debian: apt install python3-venv)" >&2; exit 2; }
+	@test -x $(BIN)/pip || { echo "making the environment in $(VENV)"; rm -rf $(VENV); $(PYTHON) -m venv $(VENV); }
+	@echo "installing $(LOCK)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r $(LOCK) || \
+		{ echo "installing $(LOCK) failed: see above; the Python package index must be reachable, or pip's cache filled" >&2; exit 2; }
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
