@@ -7,7 +7,7 @@ PYTHON ?= $(firstword $(foreach name,python3.11 python3.12 python3.13 python3.14
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help run rush test check lock clean
+.PHONY: help run rush locust test check lock clean
 
 help: ## Show the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -17,6 +17,9 @@ run: $(VENV)/.runtime ## Start everything here, send a first rush hour, serve un
 
 rush: $(VENV)/.runtime ## Send one more rush to the stack that `make run` started
 	@$(BIN)/evenload rush
+
+locust: $(VENV)/.dev ## Open locust's page (127.0.0.1:8089) to play a rush hour against `make run`
+	@$(BIN)/locust -f locustfiles/rush_hour.py --web-host 127.0.0.1
 
 test: $(VENV)/.dev ## Run the test suite on a real RabbitMQ of its own
 	@$(BIN)/python -m pytest $(ARGS)

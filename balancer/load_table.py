@@ -120,8 +120,11 @@ class LoadTable:
         if own is None:
             return
         line = self._lines.get(own.unseen.substation)
-        if line is not None and line.entries.pop((request_id, attempt), None) is not None:
-            line.add(own.unseen, -1)
+        entry = line.entries.get((request_id, attempt)) if line is not None else None
+        # The ledger may have told in the meantime that somebody else's assignment of it has ended: that stays.
+        if line is not None and entry is not None and entry.sign > 0:
+            del line.entries[request_id, attempt]
+            line.add(entry, -1)
 
     def estimates(self, now_s: float, stale_after_s: float) -> list[Estimate]:
         """Every line's estimate: reading + in flight."""

@@ -1,4 +1,4 @@
-"""How a substation is chosen: named policies over the same estimates, pure; ties are broken by a seeded generator.
+"""How a substation is chosen: named policies over the same estimates, pure; ties are drawn by a seeded generator.
 
 Each decision tells why: the candidates with their scores, and what kept the others out.
 """
@@ -12,6 +12,9 @@ from balancer.load_table import Estimate
 
 PolicyName = Literal["least-utilisation", "least-load-scraped"]
 Score = Callable[[Estimate, int], float]
+
+FIRST_OF_TIED: frozenset[PolicyName] = frozenset({"least-load-scraped"})
+"""Policies that take the first of equal candidates, as the original does; the others draw."""
 
 EXPLAINED_CANDIDATES = 5
 SAME_SCORE = 1e-9
@@ -54,7 +57,7 @@ def why_not(estimate: Estimate, zone: str | None) -> str | None:
         return "other_zone"
     if not estimate.operative:
         return "inoperative"
-    if estimate.limit_w <= 0:
+    if estimate.limit_w < 1:  # a hostile reading may show less than any meter, and the scores would overflow
         return "no_power"
     if estimate.sessions >= estimate.connectors:
         return "no_connector"
@@ -87,7 +90,7 @@ def choose(
     scored = sorted(((score(one, power_w), one) for one in candidates), key=lambda pair: pair[0])
     best = scored[0][0]
     ties = [one for value, one in scored if value - best <= SAME_SCORE]
-    chosen = ties[0] if len(ties) == 1 else rng.choice(ties)
+    chosen = ties[0] if len(ties) == 1 or name in FIRST_OF_TIED else rng.choice(ties)
     return Choice(chosen.substation, _explain(name, chosen, scored, excluded, power_w, len(ties)))
 
 

@@ -1,11 +1,12 @@
 """Request bodies: read strictly, checked by one model, faults named by field."""
 
-from datetime import UTC, datetime
+import re
+from datetime import MAXYEAR, UTC, datetime
 from http import HTTPStatus
 from typing import Annotated, Any
 
 from aiohttp import web
-from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from gateway.problems import Problem
 from services.errors import InvalidMessage
@@ -13,12 +14,20 @@ from services.ledger.records import NewRequest
 from services.messages import parse_strict_json
 
 BODY_MAX_BYTES = 16 * 1024
+_DATE = re.compile(r"\d{4}-\d{2}-\d{2}")
 
 
 def _only_text(value: object) -> object:
-    """A number would otherwise pass as seconds since the epoch."""
-    if not isinstance(value, str):
+    """A number, or digits as text, would otherwise pass as seconds since the epoch."""
+    if not isinstance(value, str) or not _DATE.match(value):
         raise ValueError("must be text with a time and an offset, as RFC 3339 has it")
+    return value
+
+
+def _tellable(value: datetime) -> datetime:
+    """In UTC, and rounded, it must still be a year that can be written."""
+    if value.year >= MAXYEAR:
+        raise ValueError(f"must lie before the year {MAXYEAR}")
     return value
 
 
@@ -30,8 +39,10 @@ class ChargeRequest(BaseModel):
     vehicle_id: Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[\x21-\x7e]+$")]
     energy_kwh: Annotated[float, Field(gt=0, le=1_000)] = 10
     max_power_kw: Annotated[float, Field(gt=0, le=1_000)] = 11
-    depart_by: Annotated[AwareDatetime, Field(strict=False), BeforeValidator(_only_text)] | None = None
-    zone: Annotated[str, Field(min_length=1, max_length=64)] | None = None
+    depart_by: (
+        Annotated[AwareDatetime, Field(strict=False), BeforeValidator(_only_text), AfterValidator(_tellable)] | None
+    ) = None
+    zone: Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[^\x00-\x1f\x7f]+$")] | None = None
     priority: Annotated[int, Field(ge=0, le=9)] = 0
 
     def to_ledger(self, request_id: str, *, now: datetime, speed: float, wait_max_s: float) -> NewRequest:

@@ -66,7 +66,10 @@ def decode(body: bytes) -> Envelope:
 def _read_hint(raw: object) -> Hint | None:
     match raw:
         case [str(request_id), int(attempt)] if (
-            0 < len(request_id) <= _ID_MAX_CHARS and 0 <= attempt < 2**31 and not isinstance(attempt, bool)
+            0 < len(request_id) <= _ID_MAX_CHARS
+            and "\0" not in request_id  # databases cut text there, or refuse the whole batch
+            and 0 <= attempt < 2**31
+            and not isinstance(attempt, bool)
         ):
             return Hint(request_id, attempt)
         case _:

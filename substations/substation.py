@@ -21,6 +21,8 @@ class Session:
     power_w: int = 0
     ended: bool = False
     """Everything is delivered; the connector is free once the ledger knows."""
+    fraction_j: float = 0.0
+    """Below 1 J, kept for the next tick: else short ticks at low power would never deliver anything."""
 
     @property
     def owed_j(self) -> int:
@@ -29,7 +31,9 @@ class Session:
 
     def deliver(self, session_seconds: float) -> int:
         """Charge for a time at the power set before; returns the energy delivered [J], never more than owed."""
-        delivered_j = min(self.owed_j, math.floor(self.power_w * session_seconds))
+        whole_j = math.floor(self.fraction_j + self.power_w * session_seconds)
+        self.fraction_j += self.power_w * session_seconds - whole_j
+        delivered_j = min(self.owed_j, whole_j)
         self.delivered_j += delivered_j
         return delivered_j
 

@@ -12,7 +12,6 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 from rich.table import Table
 
-CLAIMED = frozenset({"charging", "completed", "stopped", "failed"})
 ENDED = frozenset({"completed", "stopped", "cancelled", "expired", "failed"})
 FIRST_CLAIMS = 20
 EVEN_COUNT = 2
@@ -183,7 +182,8 @@ def _show(console: Console, rush: Rush, substations: list[dict[str, Any]]) -> No
     claims = sorted((one.claimed_at, one.substation) for one in rush.requests if one.claimed_at is not None)
     first = Counter(substation for _, substation in claims[:FIRST_CLAIMS])
     table = Table(title=f"{rush.plan.requests} requests of {rush.plan.energy_kwh:g} kWh over {rush.plan.over_s:g} s")
-    for heading in ("substation", "requests", f"of the first {FIRST_CLAIMS}", "sessions", "utilisation"):
+    headings = ("substation", "requests", f"of the first {FIRST_CLAIMS}", "sessions", "power", "demand ÷ limit")
+    for heading in headings:
         table.add_column(heading, justify="left" if heading == "substation" else "right")
     for one in substations:
         utilisation = one["utilisation"]
@@ -192,6 +192,7 @@ def _show(console: Console, rush: Rush, substations: list[dict[str, Any]]) -> No
             str(by_substation[one["substation"]]),
             str(first[one["substation"]]),
             str(one["sessions"]),
+            f"{one['power_kw']:g} of {one['limit_kw']:g} kW",
             "–" if utilisation is None else f"{utilisation:.0%}",
         )
     console.print(table)
@@ -209,7 +210,7 @@ def verdict(rush: Rush, counts: list[int], substations: list[dict[str, Any]]) ->
         return [*said, "no balancer has told of any substation yet"]
     if rush.older_sessions:
         shares = [one["utilisation"] for one in substations if one["utilisation"] is not None]
-        spread = max(shares) - min(shares) if shares else 0.0
+        spread = round(max(shares) - min(shares), 4) if shares else 0.0
         word = "even" if spread <= EVEN_UTILISATION else "uneven"
         return [
             *said,

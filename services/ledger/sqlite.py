@@ -112,7 +112,7 @@ def prepare(path: Path) -> None:
         raise Misconfigured(f"EVENLOAD_LEDGER_URL: {path} cannot be used: {error.strerror}") from None
     try:
         with _lock_held(lock):
-            if path.exists() and path.stat().st_size > 0:
+            if path.exists() and path.stat().st_size > 0 and not _is_blank(path):
                 _refuse_foreign(path)
             else:
                 _create(path)
@@ -122,8 +122,14 @@ def prepare(path: Path) -> None:
         os.close(lock)
 
 
+def _is_blank(path: Path) -> bool:
+    """Whether a database has no tables: its making was cut short, or never begun."""
+    with contextlib.closing(_connect_read_only(path)) as connection:
+        return connection.execute("SELECT 1 FROM sqlite_master").fetchone() is None
+
+
 def _refuse_foreign(path: Path) -> None:
-    with contextlib.closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as connection:
+    with contextlib.closing(_connect_read_only(path)) as connection:
         ours = connection.execute("SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = 'meta'").fetchone()
         version = (
             connection.execute("SELECT value FROM meta WHERE name = 'schema_version'").fetchone() if ours else None
@@ -137,6 +143,10 @@ def _create(path: Path) -> None:
         for statement in schema.SQLITE:
             connection.execute(statement)
         connection.execute("COMMIT")
+
+
+def _connect_read_only(path: Path) -> sqlite3.Connection:
+    return sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)
 
 
 def _connect(path: Path, pragmas: Sequence[str]) -> sqlite3.Connection:

@@ -15,6 +15,7 @@ class ProcessSpec:
     """Added to this process's own environment."""
     log: Path
     is_ready: Callable[[], Awaitable[bool]]
+    cwd: Path | None = None
     ready_within_s: float = 40
     stops_within_s: float = 7
     """After SIGTERM; then it is killed."""

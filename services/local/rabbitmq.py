@@ -71,6 +71,7 @@ class PrivateBroker:
             environment=environment,
             log=logs / "rabbitmq.log",
             is_ready=lambda: _speaks_amqp(self.ports.amqp),
+            cwd=self.data,  # where Mnesia leaves its dumps
             ready_within_s=90,
             stops_within_s=9,
         )

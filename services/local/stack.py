@@ -142,8 +142,7 @@ async def _start_broker(plan: Plan, supervisor: Supervisor, say: Say) -> Private
     if os.environ.get("EVENLOAD_AMQP_URL"):
         say("using the broker of EVENLOAD_AMQP_URL")
         return None
-    cache = plan.settings.cache_dir or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "evenload"
-    installation = await asyncio.to_thread(find_rabbitmq, cache.absolute(), say)
+    installation = await asyncio.to_thread(find_rabbitmq, cache_dir(plan.settings), say)
     broker = prepare_broker(installation, plan.data / "rabbitmq", BrokerPorts(*free_ports(5)))
     say("starting RabbitMQ")
     for spec in broker.processes(plan.logs):
@@ -229,6 +228,12 @@ def _tell(plan: Plan, supervisor: Supervisor, broker: PrivateBroker | None, say:
     say(f"  data and logs      {plan.data}   {plan.logs}")
     say("  pids               " + "  ".join(f"{name} {pid}" for name, pid in supervisor.pids().items()))
     say("")
+
+
+def cache_dir(settings: LocalSettings) -> Path:
+    """Where unpacked packages are kept, for all checkouts of a user."""
+    default = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "evenload"
+    return (settings.cache_dir or default).absolute()
 
 
 def free_ports(count: int) -> list[int]:

@@ -70,6 +70,7 @@ class Supervisor:
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
+                cwd=spec.cwd,
                 env={**os.environ, **spec.environment, **self._environment},
                 start_new_session=True,
             )

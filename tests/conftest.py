@@ -1,0 +1,23 @@
+"""Parts that many tests share: one real RabbitMQ for all of them, started when the first one asks."""
+
+import pytest
+from harness.broker import fresh_vhost, running_broker
+
+from services.local.stack import free_ports
+
+
+@pytest.fixture(scope="session")
+def broker(tmp_path_factory):
+    with running_broker(tmp_path_factory.mktemp("rabbitmq")) as running:
+        yield running
+
+
+@pytest.fixture
+def vhost(broker):
+    with fresh_vhost(broker) as fresh:
+        yield fresh
+
+
+@pytest.fixture
+def port():
+    return free_ports(1)[0]

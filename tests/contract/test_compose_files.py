@@ -1,0 +1,123 @@
+import base64
+import json
+import re
+from pathlib import Path
+
+import pytest
+from prometheus_client import CollectorRegistry
+
+from balancer.metrics import BalancerMetrics
+from balancer.settings import BalancerSettings
+from gateway.metrics import GatewayMetrics
+from gateway.settings import GatewaySettings
+from services.broker import topology
+from services.grid import load_grid
+from services.metrics import ServiceMetrics
+from services.settings import CommonSettings, LocalSettings, env_names
+from substations.collector import SubstationCollector
+from substations.settings import SubstationSettings
+
+ROOT = Path(__file__).parents[2]
+COMPOSE = (ROOT / "docker-compose.yml").read_text()
+DEFINITIONS = json.loads((ROOT / "infra/rabbitmq/definitions.json").read_text())
+COMPOSE_SERVICES = re.findall(
+    r"^  ([a-z-]+):$", COMPOSE.split("\nservices:\n")[1].split("\nvolumes:\n")[0], re.MULTILINE
+)
+
+
+def test_the_definitions_file_is_the_topology():
+    expected = topology.definitions(dict.fromkeys(topology.ROLES, "any"))
+    found = json.loads(json.dumps(DEFINITIONS))
+    for user in (*found["users"], *expected["users"]):
+        del user["password_hash"]  # salted: the next test looks at it
+    assert found == expected, "write it anew: python -m services.broker.topology gateway=… balancer=… …"
+
+
+@pytest.mark.parametrize("role", topology.ROLES)
+def test_the_definitions_have_the_passwords_that_the_compose_file_tells(role):
+    told = re.findall(rf"amqp://{role}:\$\{{BROKER_{role.upper()}_PASSWORD:-([^}}]+)\}}@|login {role} / (\S+)", COMPOSE)
+    assert told
+    stored = next(user["password_hash"] for user in DEFINITIONS["users"] if user["name"] == role)
+    salt = base64.b64decode(stored)[:4]
+    for password in ("".join(one) for one in told):
+        assert topology.password_hash(password, salt) == stored
+
+
+def test_every_setting_in_the_compose_file_is_one_that_is_read():
+    known = env_names([CommonSettings, LocalSettings, GatewaySettings, BalancerSettings, SubstationSettings])
+    named = set(re.findall(r"\bEVENLOAD_[A-Z_]+", COMPOSE))
+    assert "EVENLOAD_LEDGER_URL" in named
+    assert named <= set(known)
+
+
+def test_every_port_is_published_on_loopback_only():
+    blocks = re.findall(r"^    ports:\n((?:      - .*\n)+)", COMPOSE, re.MULTILINE)
+    assert len(blocks) == len(re.findall(r"\bports:", COMPOSE)) == 5
+    for port in "".join(blocks).splitlines():
+        assert re.fullmatch(r'      - "127\.0\.0\.1:\d+:\d+"', port)
+    assert "network_mode" not in COMPOSE
+
+
+def test_every_image_is_pinned():
+    dockerfile = (ROOT / "infra/Dockerfile").read_text()
+    images = re.findall(r"^ +image: (\S+)$", COMPOSE, re.MULTILINE)
+    images += re.findall(r"^FROM (\S+)", dockerfile, re.MULTILINE)
+    assert len(images) == 7
+    for image in images:
+        assert re.fullmatch(r"[a-z/]+:v?\d+\.\d+\.\d+(-[a-z-]+)?", image)
+
+
+def test_locust_is_the_one_of_the_lock():
+    locked = re.search(r"^locust==(\S+)", (ROOT / "requirements/dev.txt").read_text(), re.MULTILINE)
+    assert locked
+    assert f"image: locustio/locust:{locked[1]}\n" in COMPOSE
+
+
+def test_the_containers_host_the_default_grid():
+    hosted = re.findall(r"EVENLOAD_SUBSTATION_IDS: (\S+)", COMPOSE)
+    assert hosted == [spec.id for spec in load_grid("default").substation]
+
+
+def test_prometheus_scrapes_every_service_of_ours_and_the_broker():
+    config = (ROOT / "infra/prometheus/prometheus.yml").read_text()
+    targets = {target for line in re.findall(r"targets: \[(.+)\]", config) for target in line.split(", ")}
+    ours = {one for one in COMPOSE_SERVICES if one in ("gateway", "balancer") or one.startswith("substation-")}
+    admin_port = re.findall(r'EVENLOAD_ADMIN_PORT: "(\d+)"', COMPOSE)
+    assert len(admin_port) == 1
+    assert len(ours) == 6
+    assert targets == {f"{one}:{admin_port[0]}" for one in ours} | {"rabbitmq:15692"}
+
+
+def test_every_metric_in_a_dashboard_is_one_that_is_measured():
+    measured = measured_names()
+    for panel in dashboard_panels():
+        for target in panel["targets"]:
+            names = set(re.findall(r"\b(?:evenload_\w+|substation_load)\b", target["expr"]))
+            assert names, f"{target['expr']} shows nothing of ours"
+            assert names <= measured
+
+
+def test_every_panel_asks_the_provisioned_data_source():
+    provisioned = (ROOT / "infra/grafana/provisioning/datasources/prometheus.yml").read_text()
+    uid = re.findall(r"^    uid: (\S+)$", provisioned, re.MULTILINE)
+    assert len(uid) == 1
+    for panel in dashboard_panels():
+        for asked in (panel, *panel["targets"]):
+            assert asked["datasource"] == {"type": "prometheus", "uid": uid[0]}
+
+
+def dashboard_panels() -> list[dict]:
+    files = list((ROOT / "infra/grafana/dashboards").glob("*.json"))
+    panels = [panel for file in files for panel in json.loads(file.read_text())["panels"]]
+    assert panels
+    return panels
+
+
+def measured_names() -> set[str]:
+    registry = CollectorRegistry()
+    ServiceMetrics("any", registry)
+    GatewayMetrics(registry)
+    BalancerMetrics(registry)
+    registry.register(SubstationCollector([]))
+    suffixes = {"counter": ("_total",), "histogram": ("_bucket", "_sum", "_count")}
+    return {family.name + suffix for family in registry.collect() for suffix in suffixes.get(family.type, ("",))}

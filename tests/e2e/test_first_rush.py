@@ -1,0 +1,23 @@
+"""What a newcomer sees: `make run`, an evenly served rush, an orderly end."""
+
+import re
+import signal
+
+from harness.stack import started
+
+EACH = re.compile(r"│ (north|east|south|west) +│ +(\d+) +│ +(\d+) +│")
+
+
+def test_make_run_serves_its_first_rush_evenly_and_leaves_nothing_behind(tmp_path, port):
+    with started(tmp_path / "data", port, EVENLOAD_FIRST_RUSH="1") as stack:
+        stack.until_said("120 of 120 have ended", 200)
+        rows = EACH.findall(stack.output)
+        assert len(rows) == 4, stack.output
+        for substation, requests, of_the_first in rows:
+            assert 28 <= int(requests) <= 32, (substation, stack.output)
+            assert int(of_the_first) >= 3, (substation, stack.output)
+        assert sum(int(requests) for _, requests, _ in rows) == 120
+        assert "even: 30 requests a substation" in stack.output
+        # make dies of the signal it passed on.
+        assert stack.stop(signal.SIGTERM) in (0, 2, -signal.SIGTERM)
+        assert "everything is down" in stack.output

@@ -1,0 +1,100 @@
+"""From bare: what is missing is named in one line, and the built wheel runs outside the tree."""
+
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+from harness.stack import ROOT, started
+
+from services.errors import Misconfigured
+from services.local import packages
+
+
+def make(target: str, *variables: str, **environment: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [shutil.which("make"), target, *variables],
+        cwd=ROOT,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def fake(path: Path, text: str) -> Path:
+    path.write_text(text)
+    path.chmod(0o755)
+    return path
+
+
+def said_by(done: subprocess.CompletedProcess) -> list[str]:
+    """What make was told, without make's own lines about it."""
+    return [line for line in done.stderr.splitlines() if not line.startswith("make")]
+
+
+def test_a_python_without_venv_is_told_with_the_package_to_install(tmp_path):
+    python = fake(tmp_path / "python3", '#!/bin/sh\ncase "$2" in *venv*) exit 1;; esac\nexit 0\n')
+    done = make("environment", f"PYTHON={python}", f"VENV={tmp_path}/venv")
+    assert done.returncode != 0
+    assert said_by(done) == [f"{python} lacks venv: install it (Debian: apt install python3-venv)"]
+
+
+def test_a_python_that_is_too_old_is_told(tmp_path):
+    python = fake(tmp_path / "python3", "#!/bin/sh\nexit 1\n")
+    done = make("environment", f"PYTHON={python}", f"VENV={tmp_path}/venv")
+    assert done.returncode != 0
+    assert said_by(done)[0].startswith(f"{python} is older than Python 3.11")
+
+
+@pytest.mark.parametrize("tool", ["git", "make"])
+def test_a_missing_tool_is_told_by_the_ci_script_with_its_package(tmp_path, tool):
+    for name in {"bash", "dirname", "git", "make"} - {tool}:
+        (tmp_path / name).symlink_to(shutil.which(name))
+    done = subprocess.run(
+        [tmp_path / "bash", ROOT / ".ci/run"], env={"PATH": str(tmp_path)}, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr.splitlines()) == (2, [f"{tool} is missing: apt install {tool}"])
+
+
+def test_without_network_and_cache_the_missing_broker_is_named_with_its_cures(tmp_path, monkeypatch):
+    unreachable = tmp_path / "apt.conf"
+    unreachable.write_text('Acquire::http::Proxy "http://127.0.0.1:9"; Acquire::https::Proxy "http://127.0.0.1:9";\n')
+    monkeypatch.setenv("APT_CONFIG", str(unreachable))
+    monkeypatch.setattr(packages, "_installed", lambda: None)
+    with pytest.raises(Misconfigured) as refused:
+        packages.find_rabbitmq(tmp_path / "cache", print)
+    assert "fetching package lists failed" in str(refused.value)
+    assert "EVENLOAD_AMQP_URL" in str(refused.value)
+    assert [*(tmp_path / "cache").iterdir()] == [tmp_path / "cache" / "lock"]
+
+
+def test_the_built_wheel_runs_outside_the_tree(tmp_path, port, vhost):
+    subprocess.run(
+        [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", tmp_path / "dist"], cwd=ROOT, check=True
+    )
+    [wheel] = (tmp_path / "dist").glob("*.whl")
+    site = tmp_path / "site"
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(site)
+    # The dependencies are this environment's; the packages may only come from the wheel.
+    dependencies = next(one for one in sys.path if one.endswith("site-packages"))
+    environment = {
+        "PYTHONPATH": f"{site}{os.pathsep}{dependencies}",
+        "EVENLOAD_AMQP_URL": vhost.amqp_url("operator"),
+    }
+    python = [sys.executable, "-S", "-c"]
+    where = "import services, gateway, balancer, substations as s; print(services.__file__, s.__file__)"
+    found = subprocess.run(
+        [*python, where], cwd=tmp_path, env={**os.environ, **environment}, capture_output=True, text=True, check=True
+    )
+    assert all(path.startswith(str(site)) for path in found.stdout.split())
+    command = [sys.executable, "-c", "import services.cli.main as it; it.main()", "up"]
+    with started(tmp_path / "data", port, command=command, cwd=tmp_path, **environment) as stack:
+        stack.until_up()
+        [request_id] = stack.submit(1, energy_kwh=0.2, max_power_kw=11)
+        stack.until_ended([request_id])

@@ -1,0 +1,131 @@
+"""However the stack ends, nothing of it stays, and what was accepted goes on at the next start."""
+
+import os
+import signal
+import socket
+
+import psutil
+import pytest
+from harness.stack import Stack, marked, started, until
+
+GONE_WITHIN_S = 60.0
+
+
+def supervisor(stack: Stack) -> psutil.Process:
+    """make's child: the process that keeps the others."""
+    return psutil.Process(stack.process.pid).children()[0]
+
+
+def guardian(stack: Stack) -> psutil.Process:
+    return next(one for one in supervisor(stack).children() if "services.local.guardian" in one.cmdline())
+
+
+def listening_ports(processes: list[psutil.Process]) -> set[int]:
+    return {
+        connection.laddr.port
+        for process in processes
+        for connection in process.net_connections("tcp")
+        if connection.status == psutil.CONN_LISTEN
+    }
+
+
+def assert_all_closed(ports: set[int]) -> None:
+    for port in ports:
+        with socket.socket() as probe:
+            assert probe.connect_ex(("127.0.0.1", port)) != 0, f"port {port} is still open"
+
+
+def test_requests_survive_however_the_stack_ends(tmp_path, port, vhost):
+    data = tmp_path / "data"
+    with started(data, port) as stack:
+        stack.until_up()
+        # 2 kWh at 3 kW: 40 s at speed 60, so that the ends of the stack find sessions charging.
+        request_ids = stack.submit(8, energy_kwh=2, max_power_kw=3)
+        statuses = [f"/charge-requests/{one}" for one in request_ids]
+        until(lambda: all(stack.get(one)[1]["status"] == "charging" for one in statuses), "claims")
+        ports = listening_ports(stack.processes())
+        assert stack.port in ports
+
+        second = Stack(data, port, {}, [".venv/bin/evenload", "up"])
+        assert second.wait() == 2
+        assert f"pid {supervisor(stack).pid}" in second.output
+        assert stack.get("/substations")[0] == 200
+
+        os.killpg(stack.process.pid, signal.SIGINT)  # what a terminal does: make and the supervisor get it
+        stack.wait(40)
+        assert marked(data) == []
+        assert_all_closed(ports)
+
+    with started(data, port) as stack:
+        stack.until_up()
+        until(lambda: sum(one["sessions"] for one in stack.get("/substations")[1]["items"]) == 8, "8 resumed sessions")
+        ports = listening_ports(stack.processes())
+        supervisor(stack).kill()
+        until(lambda: marked(data) == [], "the guardian's work", GONE_WITHIN_S)
+        assert_all_closed(ports)
+        stack.wait()
+
+    # The broker may even be another one: what it carried were hints.
+    other_broker = {"EVENLOAD_AMQP_URL": vhost.amqp_url("operator")}
+    abandoned = Stack(data, port, other_broker, ["make", "run"]).until_up()
+    more = abandoned.submit(4, energy_kwh=1, max_power_kw=11)
+    watcher, keeper = guardian(abandoned), supervisor(abandoned)
+    watcher.kill()
+    keeper.kill()
+    abandoned.wait()
+    assert marked(data) != [], "without its guardian the stack should have been left behind"
+
+    with started(data, port, **other_broker) as stack:
+        stack.until_said("left behind")
+        stack.until_up()
+        stack.until_ended(request_ids + more)
+
+
+def test_a_taken_port_is_named_with_its_setting_and_a_free_one(tmp_path, port):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", port))
+        taken.listen()
+        stack = Stack(tmp_path / "data", port, {}, [".venv/bin/evenload", "up"])
+        assert stack.wait(60) == 2
+    assert len(stack.lines) == 1
+    assert f"port {port} " in stack.output
+    assert "EVENLOAD_GATEWAY_PORT=" in stack.output
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("EVENLOAD_FIRST_RUHS", "0", "EVENLOAD_FIRST_RUSH"),
+        ("EVENLOAD_GATEWAY_PORT", "70000", "EVENLOAD_GATEWAY_PORT"),
+        ("EVENLOAD_GRID", "nowhere.toml", "nowhere.toml"),
+    ],
+)
+def test_a_wrong_setting_ends_with_exit_code_2_and_one_line(tmp_path, port, name, value, said):
+    stack = Stack(tmp_path / "data", port, {name: value}, [".venv/bin/evenload", "up"])
+    assert stack.wait(60) == 2
+    assert len(stack.lines) == 1, stack.output
+    assert said in stack.output
+
+
+def test_a_service_that_cannot_start_ends_the_stack_with_its_last_lines(tmp_path, port, vhost):
+    data = tmp_path / "data"
+    data.mkdir(parents=True)
+    (data / "ledger.sqlite").write_text("this is no database, but long enough to be taken for one by its size")
+    stack = Stack(data, port, {"EVENLOAD_AMQP_URL": vhost.amqp_url("operator")}, ["make", "run"])
+    assert stack.wait(120) != 0
+    assert "refuses to start" in stack.output
+    assert "ledger.sqlite is no usable ledger" in stack.output
+    assert marked(data) == []
+
+
+def test_a_service_that_dies_three_times_ends_the_stack_with_its_last_lines(tmp_path, port, vhost):
+    data = tmp_path / "data"
+    stack = Stack(data, port, {"EVENLOAD_AMQP_URL": vhost.amqp_url("operator")}, ["make", "run"]).until_up()
+    for _ in range(3):
+        balancer = until(lambda: stack.service("balancer"), "a balancer")
+        balancer.kill()
+        balancer.wait(10)
+    assert stack.wait(60) != 0
+    assert "balancer died 3 times" in stack.output
+    assert "service_ready" in stack.output.split("balancer died 3 times")[1]
+    assert marked(data) == []

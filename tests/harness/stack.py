@@ -1,0 +1,218 @@
+"""The local stack as a user starts it, with what a user can see and do."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from services.ledger.states import TERMINAL, Status, Transition, ended_once, faults
+from services.local.leftovers import DIR_MARK
+
+ROOT = Path(__file__).resolve().parents[2]
+START_WITHIN_S = 150.0
+Answer = tuple[int, Any]
+
+
+class Stack:
+    """A running `make run` with its own data folder and port."""
+
+    def __init__(
+        self, data: Path, port: int, environment: dict[str, str], command: list[str], cwd: Path = ROOT
+    ) -> None:
+        self.data = data
+        self.port = port
+        self.url = f"http://127.0.0.1:{port}"
+        self.lines: list[str] = []
+        self._changed = threading.Condition()
+        self.process = subprocess.Popen(
+            command,
+            cwd=cwd,
+            env={
+                **os.environ,
+                "EVENLOAD_DATA_DIR": str(data),
+                "EVENLOAD_GATEWAY_PORT": str(port),
+                "EVENLOAD_FIRST_RUSH": "0",
+                "COLUMNS": "120",
+                **environment,
+            },
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        for line in self.process.stdout:
+            with self._changed:
+                self.lines.append(line.rstrip("\n"))
+                self._changed.notify_all()
+        with self._changed:
+            self._changed.notify_all()
+
+    @property
+    def output(self) -> str:
+        return "\n".join(self.lines)
+
+    def until_said(self, pattern: str, within_s: float = START_WITHIN_S) -> re.Match[str]:
+        """Wait for a line; fails with everything that was said instead."""
+        deadline = time.monotonic() + within_s
+        with self._changed:
+            while not (match := re.search(pattern, self.output)):
+                left = deadline - time.monotonic()
+                gone = self.process.poll() is not None and not self._reader.is_alive()
+                assert left > 0, f"not said within {within_s:g} s: {pattern}\n{self.output}"
+                assert not gone, f"ended ({self.process.returncode}) without saying {pattern}\n{self.output}"
+                self._changed.wait(min(left, 1))
+        return match
+
+    def until_up(self) -> "Stack":
+        self.until_said(r"pids +\S+ \d+")
+        until(lambda: len(self.get("/substations")[1]["items"]) == 4, "a load table of all substations")
+        return self
+
+    def pids(self) -> dict[str, int]:
+        line = self.until_said(r"pids +(.*)").group(1)
+        return {name: int(pid) for name, pid in re.findall(r"(\S+) (\d+)", line)}
+
+    def console(self) -> tuple[str, str, str]:
+        return self.until_said(r"RabbitMQ console +(\S+) +login (\S+) / (\S+)").groups()
+
+    def request(self, method: str, path: str, body: object = None) -> Answer:
+        request = urllib.request.Request(  # noqa: S310
+            self.url + path,
+            method=method,
+            data=None if body is None else json.dumps(body).encode(),
+            headers={} if body is None else {"Content-Type": "application/json"},
+        )
+        try:
+            with urllib.request.urlopen(request, timeout=20) as response:  # noqa: S310
+                return response.status, json.loads(response.read())
+        except urllib.error.HTTPError as error:
+            with error:
+                return error.code, json.loads(error.read())
+
+    def get(self, path: str) -> Answer:
+        return self.request("GET", path)
+
+    def post(self, **body: object) -> Answer:
+        return self.request("POST", "/charge-requests", body)
+
+    def submit(self, count: int, over_s: float = 0.0, **body: object) -> list[str]:
+        """Send requests like clients that try again until they get their 202; returns the ids."""
+
+        def one(number: int) -> str:
+            time.sleep(number * over_s / count)
+            while True:
+                try:
+                    status, answer = self.post(vehicle_id=f"EV-{number}", **body)
+                except OSError:
+                    status, answer = 0, {}
+                if status == 202:
+                    return answer["request_id"]
+                assert status in (0, 503), answer
+                time.sleep(0.2)
+
+        with ThreadPoolExecutor(min(count, 64)) as pool:
+            return list(pool.map(one, range(count)))
+
+    def history(self, request_id: str) -> list[Transition]:
+        answer = self.get(f"/charge-requests/{request_id}")[1]
+        return [
+            Transition(0, Status(line["status"]), line["substation"], line["attempt"], number, line["reason"])
+            for number, line in enumerate(answer["history"])
+        ]
+
+    def until_ended(self, request_ids: list[str], within_s: float = 120.0) -> None:
+        """Wait for every end, then hold each history against the promises."""
+        open_ids = set(request_ids)
+        deadline = time.monotonic() + within_s
+        while open_ids:
+            assert time.monotonic() < deadline, {one: self.get(f"/charge-requests/{one}")[1] for one in [*open_ids][:2]}
+            for one in list(open_ids):
+                try:
+                    if self.get(f"/charge-requests/{one}")[1]["status"] in TERMINAL:
+                        open_ids.discard(one)
+                except OSError:
+                    break
+            time.sleep(0.2)
+        for one in request_ids:
+            history = self.history(one)
+            assert ended_once(history), (faults(history), history)
+
+    def service(self, instance: str) -> psutil.Process | None:
+        """The process that bears a name now; None while it is away."""
+        for process in self.processes():
+            with suppress(psutil.Error, OSError):
+                if process.environ().get("EVENLOAD_INSTANCE") == instance:
+                    return process
+        return None
+
+    def processes(self) -> list[psutil.Process]:
+        return marked(self.data)
+
+    def wait(self, within_s: float = 60.0) -> int:
+        """Wait for its end; returns the exit code."""
+        code = self.process.wait(within_s)
+        self._reader.join(10)
+        self.process.stdout.close()
+        return code
+
+    def stop(self, signum: signal.Signals = signal.SIGTERM, within_s: float = 40.0) -> int:
+        """Signal it if it still runs, and wait; returns the exit code."""
+        if self.process.poll() is None:
+            self.process.send_signal(signum)
+        return self.wait(within_s)
+
+
+def marked(data: Path) -> list[psutil.Process]:
+    """Every process that carries the mark of a stack in `data`."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.environ().get(DIR_MARK) == str(data):
+                found.append(process)
+        except (psutil.Error, OSError):
+            continue
+    return found
+
+
+def until(condition: Callable[[], Any], what: str, within_s: float = 60.0) -> Any:
+    """Wait until a condition holds and return what it gave; a gateway that is away counts as not yet."""
+    deadline = time.monotonic() + within_s
+    while True:
+        try:
+            if value := condition():
+                return value
+        except OSError:
+            pass
+        assert time.monotonic() < deadline, f"not within {within_s:g} s: {what}"
+        time.sleep(0.1)
+
+
+@contextmanager
+def started(
+    data: Path, port: int, *, command: list[str] | None = None, cwd: Path = ROOT, **environment: str
+) -> Iterator[Stack]:
+    """A stack that is down again at the end, with the logs shown where a test failed."""
+    stack = Stack(data.absolute(), port, environment, command or ["make", "run"], cwd)
+    try:
+        yield stack
+    finally:
+        stack.stop()
+        left = [process.pid for process in stack.processes()]
+        assert not left, f"processes left behind: {left}"

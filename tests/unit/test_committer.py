@@ -1,0 +1,232 @@
+import asyncio
+import contextlib
+import threading
+
+import pytest
+
+from services.errors import LedgerUnavailable
+from services.ledger.committer import GROUP_MAX_ROWS, Committer, Operation
+
+PATIENCE_S = 10
+
+
+class Held:
+    """A transaction that has begun and waits for the test to let it go on."""
+
+    def __init__(self):
+        self.begun = threading.Event()
+        self.go_on = threading.Event()
+
+
+class MemoryDriver:
+    """Notes what each transaction wrote; one that is told to fail writes nothing."""
+
+    def __init__(self):
+        self.transactions = []
+        self.faults = []
+        """One for each transaction to come; None for one that goes well."""
+        self.held = []
+        self.closed = threading.Event()
+
+    def hold_next(self):
+        self.held.append(Held())
+        return self.held[-1]
+
+    def run(self, work):
+        if self.held:
+            held = self.held.pop(0)
+            held.begun.set()
+            assert held.go_on.wait(PATIENCE_S)
+        written = []
+        work(written)
+        if self.faults and (fault := self.faults.pop(0)) is not None:
+            raise fault
+        self.transactions.append(written)
+
+    def close(self):
+        self.closed.set()
+
+
+def _write(transaction, rows):
+    transaction.append([row["key"] for row in rows])
+    return [{"key": row["key"], "wrote": row["key"].upper()} for row in rows if row["key"] != "nobody"]
+
+
+def _write_other(transaction, rows):
+    return _write(transaction, rows)
+
+
+WRITE = Operation("write", "key", _write)
+OTHER = Operation("other", "key", _write_other)
+
+
+def rows(*keys):
+    return [{"key": key} for key in keys]
+
+
+@pytest.fixture
+def driver():
+    return MemoryDriver()
+
+
+@pytest.fixture
+async def committer(driver):
+    one = Committer(lambda: driver, deadline_s=PATIENCE_S)
+    yield one
+    await one.close()
+
+
+@contextlib.asynccontextmanager
+async def while_a_transaction_runs(driver, committer):
+    """Inside the block the writer is busy with a transaction of its own, so what is submitted gathers."""
+    held = driver.hold_next()
+    first = asyncio.create_task(committer.submit(WRITE, rows("first")))
+    assert await asyncio.to_thread(held.begun.wait, PATIENCE_S)
+    try:
+        yield
+    finally:
+        held.go_on.set()
+        await asyncio.gather(first, return_exceptions=True)
+
+
+async def submitting(committer, *work):
+    """Tasks that have all been submitted when this returns."""
+    tasks = [asyncio.create_task(committer.submit(operation, theirs)) for operation, theirs in work]
+    await asyncio.sleep(0)
+    return tasks
+
+
+async def test_a_single_operation_is_written_at_once_and_answered(driver, committer):
+    assert await committer.submit(WRITE, rows("a", "b")) == [
+        {"key": "a", "wrote": "A"},
+        {"key": "b", "wrote": "B"},
+    ]
+    assert driver.transactions == [[["a", "b"]]]
+
+
+async def test_nothing_to_write_is_no_transaction(driver, committer):
+    assert await committer.submit(WRITE, []) == []
+    assert driver.transactions == []
+
+
+async def test_what_gathers_while_a_commit_runs_becomes_one_transaction_with_one_statement_per_kind(driver, committer):
+    async with while_a_transaction_runs(driver, committer):
+        tasks = await submitting(
+            committer, (WRITE, rows("a")), (OTHER, rows("x")), (WRITE, rows("b", "c")), (OTHER, rows("y"))
+        )
+    await asyncio.gather(*tasks)
+
+    assert driver.transactions == [[["first"]], [["a", "b", "c"], ["x", "y"]]]
+
+
+async def test_each_is_answered_with_its_own_rows_and_only_those_that_changed(driver, committer):
+    async with while_a_transaction_runs(driver, committer):
+        tasks = await submitting(committer, (WRITE, rows("a")), (WRITE, rows("nobody")), (WRITE, rows("b", "c")))
+
+    assert await asyncio.gather(*tasks) == [
+        [{"key": "a", "wrote": "A"}],
+        [],
+        [{"key": "b", "wrote": "B"}, {"key": "c", "wrote": "C"}],
+    ]
+
+
+async def test_a_key_twice_in_a_kind_waits_for_the_next_transaction(driver, committer):
+    async with while_a_transaction_runs(driver, committer):
+        tasks = await submitting(
+            committer, (WRITE, rows("a")), (WRITE, rows("a", "b")), (WRITE, rows("c")), (WRITE, rows("a"))
+        )
+    answers = await asyncio.gather(*tasks)
+
+    assert driver.transactions == [[["first"]], [["a", "c"]], [["a", "b"]], [["a"]]]
+    assert [len(answer) for answer in answers] == [1, 2, 1, 1]
+
+
+async def test_the_same_key_in_two_kinds_shares_a_transaction(driver, committer):
+    async with while_a_transaction_runs(driver, committer):
+        tasks = await submitting(committer, (WRITE, rows("a")), (OTHER, rows("a")))
+    await asyncio.gather(*tasks)
+
+    assert driver.transactions == [[["first"]], [["a"], ["a"]]]
+
+
+async def test_a_transaction_is_bounded_and_the_rest_follows(driver, committer):
+    many = [f"k{number}" for number in range(GROUP_MAX_ROWS)]
+    async with while_a_transaction_runs(driver, committer):
+        tasks = await submitting(committer, (WRITE, rows(*many)), (WRITE, rows("late")))
+    await asyncio.gather(*tasks)
+
+    assert driver.transactions == [[["first"]], [many], [["late"]]]
+
+
+async def test_what_nobody_waits_for_any_more_is_not_written_behind_their_back(driver, committer):
+    async with while_a_transaction_runs(driver, committer):
+        gone, stays = await submitting(committer, (WRITE, rows("gone")), (WRITE, rows("stays")))
+        gone.cancel()
+        await asyncio.wait({gone})
+    await stays
+
+    assert driver.transactions == [[["first"]], [["stays"]]]
+
+
+async def test_what_ran_past_its_deadline_is_told_and_is_not_written_later(driver):
+    committer = Committer(lambda: driver, deadline_s=0.02)
+    held = driver.hold_next()
+    begun = asyncio.create_task(committer.submit(WRITE, rows("begun")))
+    await asyncio.to_thread(held.begun.wait, PATIENCE_S)
+    with pytest.raises(LedgerUnavailable, match="no commit of other"):
+        await committer.submit(OTHER, rows("waiting"))
+    with pytest.raises(LedgerUnavailable, match="no commit of write"):
+        await begun
+
+    held.go_on.set()
+    await committer.close()
+    assert await asyncio.to_thread(driver.closed.wait, PATIENCE_S)
+
+    assert driver.transactions == [[["begun"]]]
+
+
+@pytest.mark.parametrize("fault", [LedgerUnavailable("locked"), RuntimeError("a bug")])
+async def test_a_drivers_error_reaches_everybody_in_the_transaction_and_nobody_else(driver, committer, fault):
+    driver.faults = [None, fault]
+    async with while_a_transaction_runs(driver, committer):
+        tasks = await submitting(
+            committer, (WRITE, rows("a")), (OTHER, rows("b")), (WRITE, rows("c")), (WRITE, rows("a"))
+        )
+    outcomes = await asyncio.gather(*tasks, return_exceptions=True)
+
+    assert outcomes == [fault, fault, fault, [{"key": "a", "wrote": "A"}]]
+    assert driver.transactions == [[["first"]], [["a"]]]
+
+
+async def test_closing_writes_what_is_pending_and_closes_the_driver(driver):
+    committer = Committer(lambda: driver, deadline_s=PATIENCE_S)
+    async with while_a_transaction_runs(driver, committer):
+        tasks = await submitting(committer, (WRITE, rows("a")), (WRITE, rows("a", "b")))
+        closing = asyncio.create_task(committer.close())
+        await asyncio.sleep(0)
+    await asyncio.gather(*tasks, closing)
+
+    assert driver.transactions == [[["first"]], [["a"]], [["a", "b"]]]
+    assert driver.closed.is_set()
+
+
+async def test_nothing_is_taken_after_closing(driver):
+    committer = Committer(lambda: driver)
+    await committer.close()
+
+    with pytest.raises(LedgerUnavailable, match="closed"):
+        await committer.submit(WRITE, rows("late"))
+    assert driver.transactions == []
+
+
+async def test_only_transactions_that_were_committed_are_timed(driver):
+    seconds = []
+    committer = Committer(lambda: driver, observe_commit_s=seconds.append)
+    driver.faults = [LedgerUnavailable("locked")]
+    with pytest.raises(LedgerUnavailable):
+        await committer.submit(WRITE, rows("a"))
+    await committer.submit(WRITE, rows("a"))
+    await committer.close()
+
+    assert len(seconds) == 1
+    assert seconds[0] >= 0

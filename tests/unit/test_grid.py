@@ -1,0 +1,113 @@
+import re
+
+import pytest
+
+from services.errors import Misconfigured
+from services.grid import load_grid
+
+ONE = """
+name = "mine"
+[[substation]]
+id = "north"
+rated_kva = 400
+connectors = 40
+"""
+
+
+@pytest.fixture
+def written(tmp_path):
+    path = tmp_path / "grid.toml"
+
+    def write(text):
+        path.write_text(text)
+        return str(path)
+
+    return write
+
+
+def refusal(path):
+    with pytest.raises(Misconfigured) as caught:
+        load_grid(path)
+    return str(caught.value)
+
+
+def test_the_default_area_has_four_equal_substations_of_304_kw_and_40_connectors():
+    substations = load_grid("default").pick([])
+
+    assert [one.id for one in substations] == ["north", "east", "south", "west"]
+    assert {(one.rated_kva, one.limit_w, one.connectors, one.zone) for one in substations} == {(400, 304_000, 40, None)}
+
+
+def test_a_limit_of_its_own_replaces_the_hosting_share(written):
+    (spec,) = load_grid(written(ONE + "limit_kw = 120.5\nzone = 'west'\n")).pick([])
+
+    assert (spec.rated_w, spec.limit_w, spec.zone) == (380_000, 120_500, "west")
+
+
+def test_a_limit_may_reach_the_rating_but_not_pass_it(written):
+    assert load_grid(written(ONE + "limit_kw = 380\n")).pick([])[0].limit_w == 380_000
+    assert "= 380 kW" in refusal(written(ONE + "limit_kw = 380.1\n"))
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        (ONE + "colour = 'red'\n", "substation.0.colour: Extra inputs are not permitted"),
+        ("area = 1\n" + ONE, "area: Extra inputs are not permitted"),
+        (ONE.replace("400", "-400"), "substation.0.rated_kva: "),
+        (ONE.replace("400", "0"), "substation.0.rated_kva: "),
+        (ONE.replace("400", "nan"), "substation.0.rated_kva: "),
+        (ONE.replace("400", "inf"), "substation.0.rated_kva: "),
+        (ONE.replace("400", "'400'"), "substation.0.rated_kva: "),
+        (ONE.replace("40\n", "0\n"), "substation.0."),
+        (ONE.replace("connectors = 40", "connectors = 4.5"), "substation.0.connectors: "),
+        (ONE.replace("connectors = 40", "connectors = true"), "substation.0.connectors: "),
+        (ONE.replace("connectors = 40", ""), "substation.0.connectors: Field required"),
+        (ONE + "limit_kw = -1\n", "substation.0.limit_kw: "),
+        (ONE + "zone = ''\n", "substation.0.zone: "),
+        (ONE.replace('"north"', '"no rth"'), "substation.0.id: "),
+        (ONE.replace('"north"', '"charge.north"'), "substation.0.id: "),
+        (ONE.replace('"north"', '"north\\n"'), "substation.0.id: "),
+        (ONE.replace('"north"', '""'), "substation.0.id: "),
+        (ONE + ONE.replace('name = "mine"', ""), "substation id 'north' stands there twice"),
+        ('name = "empty"\n', "substation: Field required"),
+        ('name = "empty"\nsubstation = []\n', "substation: "),
+        (ONE.replace('name = "mine"', ""), "name: Field required"),
+        ("name = ", "is no TOML"),
+        (ONE + "connectors = 41\n", "is no TOML"),
+    ],
+)
+def test_a_faulty_grid_file_is_refused_with_its_name_and_the_place(written, text, told):
+    path = written(text)
+
+    said = refusal(path)
+
+    assert told in said
+    assert path in said
+
+
+def test_every_fault_of_a_file_is_told(written):
+    said = refusal(written(ONE + "colour = 'red'\n" + ONE.replace('name = "mine"', "").replace("400", "-4")))
+
+    assert "substation.0.colour" in said
+    assert "substation.1.rated_kva" in said
+
+
+def test_a_file_that_is_not_there_or_is_no_text_is_refused(tmp_path):
+    binary = tmp_path / "binary.toml"
+    binary.write_bytes(b"\xff\xfe\x00")
+
+    assert re.search("'nowhere.toml' cannot be read: No such file", refusal("nowhere.toml"))
+    assert "is no TOML" in refusal(str(binary))
+    assert "cannot be read" in refusal(str(tmp_path))
+
+
+def test_the_substations_that_are_named_are_picked_in_that_order():
+    assert [one.id for one in load_grid("default").pick(["west", "north"])] == ["west", "north"]
+
+
+def test_picking_a_stranger_names_it_and_who_there_is():
+    with pytest.raises(
+        Misconfigured, match=r"'nort' is not in grid area 'default', which has north, east, south, west"
+    ):
+        load_grid("default").pick(["north", "nort"])

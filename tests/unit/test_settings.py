@@ -1,0 +1,194 @@
+import os
+
+import pytest
+
+from balancer.settings import BalancerSettings
+from gateway.settings import GatewaySettings
+from services.errors import Misconfigured
+from services.settings import CommonSettings, LocalSettings, env_name, env_names, load, load_for_service, refuse_unknown
+from substations.settings import SubstationSettings
+
+NEEDED = {
+    "EVENLOAD_AMQP_URL": "amqp://someone:secret@127.0.0.1:5672/evenload",
+    "EVENLOAD_LEDGER_URL": "sqlite:////tmp/ledger.sqlite",
+}
+SERVICES = [GatewaySettings, BalancerSettings, SubstationSettings]
+
+
+@pytest.fixture(autouse=True)
+def environ(monkeypatch):
+    """Nothing of the developer's own settings, and a way to set some."""
+    for name in os.environ:
+        if name.upper().startswith("EVENLOAD_"):
+            monkeypatch.delenv(name)
+
+    def set_all(**variables):
+        for name, value in {**NEEDED, **variables}.items():
+            monkeypatch.setenv(name, value)
+
+    return set_all
+
+
+@pytest.mark.parametrize("own", SERVICES)
+def test_the_two_addresses_are_enough_for_every_service(environ, own):
+    environ()
+
+    common, _ = load_for_service(own)
+
+    assert (common.amqp_url, common.ledger_url) == tuple(NEEDED.values())
+    assert (common.speed, common.grid, common.envelope_max) == (60, "default", 100)
+
+
+@pytest.mark.parametrize("name", NEEDED)
+def test_a_missing_address_is_named(environ, monkeypatch, name):
+    environ()
+    monkeypatch.delenv(name)
+
+    with pytest.raises(Misconfigured, match=f"^{name}: is not set"):
+        load_for_service(GatewaySettings)
+
+
+def test_an_empty_variable_counts_as_absent(environ):
+    environ(EVENLOAD_LEDGER_URL="", EVENLOAD_SPEED="")
+
+    with pytest.raises(Misconfigured, match=r"^EVENLOAD_LEDGER_URL: is not set, and has no default$"):
+        load(CommonSettings)
+
+
+@pytest.mark.parametrize("port", ["0", "70000", "-1", "http", "80.5"])
+@pytest.mark.parametrize(
+    ("name", "own"), [("EVENLOAD_GATEWAY_PORT", GatewaySettings), ("EVENLOAD_ADMIN_PORT", GatewaySettings)]
+)
+def test_what_is_no_port_is_refused_by_name_and_value(environ, name, own, port):
+    environ(**{name: port})
+
+    with pytest.raises(Misconfigured) as caught:
+        load_for_service(own)
+    assert name in str(caught.value)
+    assert repr(port) in str(caught.value)
+
+
+@pytest.mark.parametrize("port", [1, 8081, 65535])
+def test_a_port_is_taken(environ, port):
+    environ(EVENLOAD_GATEWAY_PORT=str(port))
+
+    assert load_for_service(GatewaySettings)[1].port == port
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("EVENLOAD_SPEED", "0"),
+        ("EVENLOAD_SPEED", "-60"),
+        ("EVENLOAD_SPEED", "nan"),
+        ("EVENLOAD_SPEED", "inf"),
+        ("EVENLOAD_SPEED", "fast"),
+        ("EVENLOAD_ENVELOPE_MAX", "0"),
+        ("EVENLOAD_ENVELOPE_MAX", "101"),
+        ("EVENLOAD_LOG_LEVEL", "LOUD"),
+        ("EVENLOAD_LOG_FORMAT", "xml"),
+        ("EVENLOAD_INSTANCE", "two words"),
+        ("EVENLOAD_AMQP_URL", "http://127.0.0.1:5672"),
+        ("EVENLOAD_AMQP_URL", "127.0.0.1"),
+        ("EVENLOAD_LEDGER_SHARED", "perhaps"),
+        ("EVENLOAD_STARTUP_TIMEOUT_S", "0"),
+    ],
+)
+def test_a_value_that_cannot_be_meant_is_refused_by_name(environ, name, value):
+    environ(**{name: value})
+
+    with pytest.raises(Misconfigured, match=f"^{name}: "):
+        load_for_service(GatewaySettings)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "own"),
+    [
+        ("EVENLOAD_BALANCER_POLICY", "best", BalancerSettings),
+        ("EVENLOAD_BALANCER_SCRAPE_INTERVAL_S", "0", BalancerSettings),
+        ("EVENLOAD_BALANCER_PREFETCH", "0", BalancerSettings),
+        ("EVENLOAD_SUBSTATION_TICK_S", "0", SubstationSettings),
+        ("EVENLOAD_SUBSTATION_IDS", "north,so uth", SubstationSettings),
+        ("EVENLOAD_SUBSTATION_IDS", "north,../south", SubstationSettings),
+        ("EVENLOAD_GATEWAY_BACKLOG_MAX", "0", GatewaySettings),
+        ("EVENLOAD_GATEWAY_WAIT_MAX_S", "0", GatewaySettings),
+    ],
+)
+def test_a_services_own_setting_is_checked_too(environ, name, value, own):
+    environ(**{name: value})
+
+    with pytest.raises(Misconfigured, match=f"^{name}: "):
+        load_for_service(own)
+
+
+def test_every_fault_is_told_at_once(environ):
+    environ(EVENLOAD_SPEED="-1", EVENLOAD_ADMIN_PORT="0", EVENLOAD_LOG_LEVEL="LOUD")
+
+    with pytest.raises(Misconfigured) as caught:
+        load(CommonSettings)
+    for name in ("EVENLOAD_SPEED", "EVENLOAD_ADMIN_PORT", "EVENLOAD_LOG_LEVEL"):
+        assert name in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "right"),
+    [
+        ("EVENLOAD_LEDGER_URI", "EVENLOAD_LEDGER_URL"),
+        ("EVENLOAD_SPED", "EVENLOAD_SPEED"),
+        ("EVENLOAD_GATEWAY_PROT", "EVENLOAD_GATEWAY_PORT"),
+        ("EVENLOAD_GATEWAY_WAIT_MAX", "EVENLOAD_GATEWAY_WAIT_MAX_S"),
+    ],
+)
+def test_a_misspelt_name_is_refused_with_the_right_one(environ, wrong, right):
+    environ(**{wrong: "1"})
+
+    with pytest.raises(Misconfigured) as caught:
+        load_for_service(GatewaySettings)
+    assert str(caught.value) == f"{wrong} is no setting of Evenload: did you mean {right}?"
+
+
+def test_a_name_like_no_other_is_refused_without_a_guess(environ):
+    environ(EVENLOAD_XYZZY_PLUGH_PLOVER="1")
+
+    with pytest.raises(Misconfigured, match="EVENLOAD_XYZZY_PLUGH_PLOVER is no setting of Evenload: remove it"):
+        load_for_service(GatewaySettings)
+
+
+def test_one_environment_serves_all_services():
+    environ = {name: "" for kind in (CommonSettings, LocalSettings, *SERVICES) for name in env_names([kind])}
+    environ |= {"PATH": "/bin", "EVENLOADER": "not our prefix"}
+
+    for own in (*SERVICES, None):
+        refuse_unknown(environ, own)
+
+
+@pytest.mark.parametrize("own", SERVICES)
+def test_a_misspelt_variable_of_another_service_is_that_ones_business(own):
+    others = [kind for kind in SERVICES if kind is not own]
+
+    refuse_unknown({env_name(kind, "misspelt"): "1" for kind in others}, own)
+    with pytest.raises(Misconfigured):
+        refuse_unknown({env_name(own, "misspelt"): "1"}, own)
+
+
+def test_the_ids_of_a_substations_process_are_a_list(environ):
+    environ(EVENLOAD_SUBSTATION_IDS="north, south-2 ,east")
+    assert load_for_service(SubstationSettings)[1].hosted_ids() == ["north", "south-2", "east"]
+
+    environ(EVENLOAD_SUBSTATION_IDS="")
+    assert load_for_service(SubstationSettings)[1].hosted_ids() == []
+
+
+def test_an_instance_has_the_name_that_was_given_or_one_of_its_own(environ):
+    environ(EVENLOAD_INSTANCE="gateway-7")
+    assert load(CommonSettings).instance_name("gateway") == "gateway-7"
+
+    environ(EVENLOAD_INSTANCE="")
+    names = {load(CommonSettings).instance_name("gateway") for _ in range(20)}
+    assert len(names) > 1
+    assert all(name.startswith("gateway-") for name in names)
+
+
+def test_every_setting_says_what_it_is_for():
+    for kind in (CommonSettings, LocalSettings, *SERVICES):
+        assert all(field.description for field in kind.model_fields.values())

@@ -1,0 +1,276 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from services.ledger.records import Claimed
+from services.ledger.states import Reason, Status
+from substations.substation import REMEMBER_ENDED_S, Substation
+
+KWH_J = 3_600_000
+
+
+def substation(**changes):
+    kept = {"id": "north", "rated_w": 380_000, "limit_w": 304_000, "connectors": 4, "epoch": 3, "speed": 60.0}
+    return Substation(ticked_at_s=0.0, **{**kept, **changes})
+
+
+def claimed(request_id="r", *, attempt=1, number=1, power_w=11_000, energy_j=KWH_J, delivered_j=0):
+    return Claimed(request_id, attempt, "north", 3, number, power_w, energy_j, delivered_j)
+
+
+def tick_until_ended(one, *, step_s=0.1, ticks=100_000):
+    now_s = one.ticked_at_s
+    for _ in range(ticks):
+        now_s += step_s
+        if endings := one.tick(now_s):
+            return endings
+    raise AssertionError("no session ended")
+
+
+def test_a_session_charges_from_the_first_tick_on_and_delivers_power_times_time():
+    one = substation()
+    one.start(claimed(power_w=10_000))
+    assert one.power_w == 0
+
+    one.tick(1.0)
+    assert one.power_w == 10_000
+    assert one.progress()[0].energy_delivered_j == 0
+
+    one.tick(1.5)
+    assert one.progress()[0].energy_delivered_j == 10_000 * 0.5 * 60
+
+
+@given(
+    energies_j=st.lists(st.integers(1, 5_000_000), min_size=1, max_size=4),
+    power_w=st.integers(500, 50_000),
+    step_s=st.floats(0.05, 20),
+)
+def test_a_session_ends_with_exactly_the_energy_that_was_requested(energies_j, power_w, step_s):
+    one = substation(limit_w=20_000)
+    for number, energy_j in enumerate(energies_j, 1):
+        one.start(claimed(f"r{number}", number=number, power_w=power_w, energy_j=energy_j))
+    delivered = {}
+    now_s = 0.0
+    while one.sessions:
+        now_s += step_s
+        for ending in one.tick(now_s):
+            assert (ending.status, ending.reason) == (Status.COMPLETED, Reason.ENERGY_LIMIT_REACHED)
+            delivered[ending.request_id] = ending.energy_delivered_j
+            one.finish(ending.request_id, len(delivered), now_s)
+
+    assert delivered == {f"r{number}": energy_j for number, energy_j in enumerate(energies_j, 1)}
+    assert one.energy_total_j == sum(energies_j)
+    assert one.power_w == 0
+
+
+@given(
+    limit_w=st.integers(1, 100_000),
+    powers_w=st.lists(st.integers(1, 50_000), min_size=1, max_size=6),
+    steps_s=st.lists(st.floats(0, 5), min_size=1, max_size=10),
+)
+def test_no_tick_gives_more_power_than_the_limit_or_more_energy_than_that_power_allows(limit_w, powers_w, steps_s):
+    one = substation(limit_w=limit_w, connectors=6)
+    for number, power_w in enumerate(powers_w):
+        one.start(claimed(f"r{number}", power_w=power_w, energy_j=20_000_000))
+    now_s = 0.0
+    for step_s in steps_s:
+        now_s += step_s
+        one.tick(now_s)
+
+        assert one.power_w <= limit_w
+        assert all(session.power_w <= session.claimed.power_max_w for session in one.sessions.values())
+        assert one.energy_total_j <= limit_w * 60 * now_s + 1  # 1 J: sums of floats are rounded
+
+
+@given(power_w=st.integers(1, 2_000), speed=st.sampled_from([0.5, 1.0, 60.0]))
+def test_short_ticks_lose_no_energy_so_that_even_the_weakest_session_ends(power_w, speed):
+    one = substation(speed=speed)
+    one.start(claimed(power_w=power_w, energy_j=10 * power_w))
+
+    one.tick(0.0)
+    for number in range(1, 101):
+        one.tick(number * 0.01)
+
+    assert one.energy_total_j == pytest.approx(min(10 * power_w, power_w * 1.0 * speed), abs=1)
+
+
+def test_more_sessions_than_the_limit_can_serve_share_it_equally():
+    one = substation(limit_w=20_000)
+    for number in range(4):
+        one.start(claimed(f"r{number}", power_w=11_000))
+
+    one.tick(0.1)
+
+    assert [session.power_w for session in one.sessions.values()] == [5_000] * 4
+    assert (one.power_w, one.demand_w) == (20_000, 44_000)
+
+
+def test_what_an_ended_session_leaves_goes_to_the_others_within_the_same_tick():
+    one = substation(limit_w=10_000)
+    one.start(claimed("short", power_w=10_000, energy_j=5_000 * 60))
+    one.start(claimed("long", power_w=10_000, energy_j=KWH_J * 9))
+    one.tick(0.0)
+    assert [session.power_w for session in one.sessions.values()] == [5_000, 5_000]
+
+    (ending,) = one.tick(1.0)
+
+    assert ending.request_id == "short"
+    assert one.sessions["long"].power_w == one.power_w == 10_000
+
+
+def test_starting_the_same_request_twice_starts_one_session():
+    one = substation()
+
+    assert one.start(claimed())
+    one.tick(0.0)
+    one.tick(0.5)
+    delivered_j = one.progress()[0].energy_delivered_j
+
+    assert not one.start(claimed())
+    assert len(one.sessions) == 1
+    assert one.progress()[0].energy_delivered_j == delivered_j > 0
+
+
+def test_a_resumed_session_owes_only_what_was_not_delivered_before():
+    one = substation()
+    one.start(claimed(number=0, energy_j=KWH_J, delivered_j=KWH_J - 1_000))
+
+    (ending,) = tick_until_ended(one)
+
+    assert ending.energy_delivered_j == KWH_J
+    assert one.energy_total_j == 1_000
+    assert one.claims_total == 0
+
+
+def test_a_resumed_session_that_owes_nothing_ends_at_the_next_tick_and_delivers_nothing():
+    one = substation()
+    one.start(claimed(number=0, energy_j=KWH_J, delivered_j=KWH_J))
+
+    (ending,) = one.tick(5.0)
+
+    assert ending.energy_delivered_j == KWH_J
+    assert one.energy_total_j == 0
+
+
+def test_an_ended_session_is_told_at_every_tick_and_keeps_its_connector_until_the_ledger_knows():
+    one = substation(connectors=1)
+    one.start(claimed())
+    (ending,) = tick_until_ended(one)
+
+    assert one.tick(one.ticked_at_s + 1) == [ending]
+    assert (one.free_connectors, one.power_w, one.demand_w) == (0, 0, 11_000)
+
+    one.finish("r", 1, one.ticked_at_s)
+    assert (one.free_connectors, one.demand_w) == (1, 0)
+    assert one.tick(one.ticked_at_s + 1) == []
+
+
+def test_a_request_is_not_started_again_after_its_end_whoever_asks_late():
+    one = substation()
+    one.start(claimed())
+    tick_until_ended(one)
+    ended_at_s = one.ticked_at_s
+    one.finish("r", 1, ended_at_s)
+
+    one.tick(ended_at_s + REMEMBER_ENDED_S - 1)
+
+    assert not one.start(claimed())
+    assert one.adopt([claimed()]) == 0
+    assert one.sessions == {}
+
+
+def test_the_next_attempt_of_a_request_may_come_back_to_the_same_substation():
+    one = substation()
+    one.start(claimed(attempt=1))
+    tick_until_ended(one)
+    one.finish("r", None, one.ticked_at_s)
+
+    assert one.start(claimed(attempt=2, number=2))
+
+
+def test_what_ended_is_forgotten_after_a_while_so_that_memory_does_not_grow_for_ever():
+    one = substation()
+    one.start(claimed())
+    tick_until_ended(one)
+    one.finish("r", 1, one.ticked_at_s)
+
+    one.tick(one.ticked_at_s + REMEMBER_ENDED_S + 1)
+
+    assert one.start(claimed())
+
+
+def test_an_end_that_was_not_ours_frees_the_connector_and_is_not_counted():
+    one = substation()
+    one.start(claimed())
+    tick_until_ended(one)
+
+    one.finish("r", None, one.ticked_at_s)
+
+    assert one.sessions == {}
+    assert (one.ends_total, sum(one.ends_by_reason.values())) == (0, 0)
+
+
+def test_finishing_somebody_unknown_or_somebody_twice_changes_nothing():
+    one = substation()
+    one.start(claimed())
+    tick_until_ended(one)
+    one.finish("r", 7, one.ticked_at_s)
+
+    one.finish("r", 7, one.ticked_at_s)
+    one.finish("stranger", 9, one.ticked_at_s)
+
+    assert (one.ends_total, one.ends_by_reason) == (7, {Reason.ENERGY_LIMIT_REACHED: 1})
+
+
+def test_the_numbers_of_claims_and_ends_are_the_highest_seen_in_whatever_order_they_come():
+    one = substation()
+    for number in (2, 3, 1):
+        one.start(claimed(f"r{number}", number=number, energy_j=1))
+    one.tick(0.0)
+    one.tick(1.0)
+    for number in (3, 1, 2):
+        one.finish(f"r{number}", number, 1.0)
+
+    assert (one.claims_total, one.ends_total) == (3, 3)
+
+
+def test_time_that_runs_backwards_delivers_nothing_and_takes_nothing_back():
+    one = substation()
+    one.start(claimed(energy_j=KWH_J))
+    one.tick(10.0)
+    one.tick(11.0)
+    before_j = one.energy_total_j
+
+    one.tick(5.0)
+    assert one.energy_total_j == before_j == one.progress()[0].energy_delivered_j
+
+    one.tick(6.0)
+    assert one.energy_total_j == 2 * before_j
+
+
+def test_connectors_are_held_for_claims_on_their_way():
+    one = substation(connectors=3)
+    one.start(claimed())
+    one.claiming = 1
+
+    assert one.free_connectors == 1
+
+
+def test_progress_names_every_session_with_the_epoch_of_the_substation():
+    one = substation(epoch=9)
+    one.start(claimed("a", attempt=4, delivered_j=12))
+    one.start(claimed("b"))
+
+    assert [(line.request_id, line.attempt, line.substation, line.epoch) for line in one.progress()] == [
+        ("a", 4, "north", 9),
+        ("b", 1, "north", 9),
+    ]
+    assert one.progress()[0].energy_delivered_j == 12
+
+
+def test_adopting_starts_only_what_does_not_run_here():
+    one = substation()
+    one.start(claimed("a"))
+
+    assert one.adopt([claimed("a"), claimed("b", number=2), claimed("c", number=3)]) == 2
+    assert set(one.sessions) == {"a", "b", "c"}
