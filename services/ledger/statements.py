@@ -70,7 +70,16 @@ FROM request WHERE id = :id
 HISTORY = """
 SELECT at_ms, status, substation, attempt, epoch, reason FROM transition WHERE request_id = :id ORDER BY number
 """
-COUNTS = "SELECT status, count(*) AS requests FROM request GROUP BY status"
+COUNTS = """
+SELECT status, count(*) AS requests FROM request WHERE status = 'accepted' GROUP BY status
+UNION ALL
+SELECT status, count(*) FROM request WHERE status = 'assigned' GROUP BY status
+UNION ALL
+SELECT status, count(*) FROM request WHERE status = 'charging' GROUP BY status
+UNION ALL
+SELECT status, count(*) FROM request
+WHERE status IN ('completed', 'stopped', 'cancelled', 'expired', 'failed') GROUP BY status
+"""
 
 # --- what balancers do ------------------------------------------------------------------------------------------
 
