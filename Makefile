@@ -7,7 +7,7 @@ PYTHON ?= $(firstword $(foreach name,python3.11 python3.12 python3.13 python3.14
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help run rush locust test check lock clean
+.PHONY: help run rush locust test check readme lock clean
 
 help: ## Show the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -31,6 +31,9 @@ check: $(VENV)/.dev ## Run the linters: style, types, architecture, dead code, d
 	$(BIN)/lint-imports
 	$(BIN)/vulture
 	$(BIN)/deptry .
+
+readme: $(VENV)/.dev ## Write the README's configuration table anew
+	@PYTHONPATH=tests $(BIN)/python -m harness.settings_table
 
 lock: ## Renew the hashed requirement locks (needs uv)
 	@command -v uv >/dev/null || { echo "uv is missing: pip install uv"; exit 2; }

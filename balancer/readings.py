@@ -73,6 +73,8 @@ def parse_readings(exposition: str, taken_at_s: float) -> dict[str, Reading]:
         raise
     except (ValueError, IndexError, KeyError) as error:
         raise BadReading(f"no Prometheus exposition: {error}") from None
+    if not values:
+        raise BadReading("no substation in it")
     return {substation: _reading(substation, theirs, taken_at_s) for substation, theirs in values.items()}
 
 

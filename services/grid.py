@@ -22,14 +22,14 @@ class SubstationSpec(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, strict=True)
 
     id: Annotated[str, Field(pattern=SUBSTATION_ID.pattern)]
-    rated_kva: Annotated[float, Field(gt=0, le=100_000)]
-    limit_kw: Annotated[float, Field(gt=0)] = 0
+    rated_kva: Annotated[float, Field(ge=1, le=100_000)]
+    limit_kw: Annotated[float, Field(ge=0.001)] | None = None
     connectors: Annotated[int, Field(ge=1, le=10_000)]
     zone: Annotated[str, Field(min_length=1, max_length=64)] | None = None
 
     @model_validator(mode="after")
     def _limit_within_rating(self) -> "SubstationSpec":
-        if self.limit_kw > self.rated_kva * POWER_FACTOR:
+        if self.limit_kw is not None and self.limit_kw > self.rated_kva * POWER_FACTOR:
             raise ValueError(f"limit_kw is above rated_kva × {POWER_FACTOR} = {self.rated_kva * POWER_FACTOR:g} kW")
         return self
 
@@ -41,7 +41,9 @@ class SubstationSpec(BaseModel):
     @property
     def limit_w(self) -> int:
         """Power that charging may take [W]; by default the hosting share of the rating."""
-        return math.floor(self.limit_kw * 1000) or math.floor(self.rated_w * HOSTING_SHARE)
+        if self.limit_kw is None:
+            return math.floor(self.rated_w * HOSTING_SHARE)
+        return math.floor(self.limit_kw * 1000)
 
 
 class Grid(BaseModel):

@@ -45,9 +45,7 @@ def configure_logs(service: str, instance: str, level: str, log_format: LogForma
             processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, renderer],
         )
     )
-    root = logging.getLogger()
-    root.handlers = [handler]
-    root.setLevel(level)
+    logging.basicConfig(handlers=[handler], level=level, force=True)
     # aio-pika repeats every reconnect attempt, aiohttp every request: our own events say what matters.
     for loud, quiet_level in (("aio_pika", "CRITICAL"), ("aiormq", "CRITICAL"), ("aiohttp.access", "WARNING")):
         logging.getLogger(loud).setLevel(quiet_level)

@@ -72,6 +72,7 @@ class LocalSettings(Settings):
     )
     first_rush: bool = Field(True, description="0 starts the local stack without its first rush hour.")
     grid: str = Field("default", description="Grid file (TOML), or the name of one that comes along.")
+    url: str = Field("http://127.0.0.1:8080", description="The gateway that `evenload rush` talks to.")
 
 
 AnySettings = TypeVar("AnySettings", bound=Settings)
@@ -124,7 +125,9 @@ def _say(fault: dict[str, object]) -> str:
     if fault["type"] == "missing":
         return "is not set, and has no default"
     text = str(fault["msg"]).removeprefix("Value error, ")
-    return f"{text[:1].lower()}{text[1:]} (got {str(fault['input'])[:80]!r})"
+    words = f"{text[:1].lower()}{text[1:]}"
+    # An address may hold a password.
+    return words if "@" in str(fault["input"]) else f"{words} (got {str(fault['input'])[:80]!r})"
 
 
 def load_for_service(own: type[AnySettings]) -> tuple[CommonSettings, AnySettings]:

@@ -40,7 +40,7 @@ async def listening(
             if not isinstance(event, dict) or event.get("v") != 1 or event.get("kind") != kind:
                 raise InvalidMessage("not an event of version 1")
             take(event)
-        except (InvalidMessage, KeyError, TypeError, ValueError) as fault:
+        except (InvalidMessage, KeyError, TypeError, ValueError, OverflowError) as fault:
             log.warning("event_dropped", kind=kind, fault=repr(fault))
 
     async with deadline(10, "listening for events"):

@@ -10,7 +10,6 @@ from services.cli import rush as rushing
 from services.errors import Misconfigured
 from services.settings import LocalSettings, load, refuse_unknown
 
-DEFAULT_URL = "http://127.0.0.1:8080"
 EXIT_FAILED = 1
 EXIT_MISCONFIGURED = 2
 
@@ -53,7 +52,9 @@ def rush(
         Literal["claimed", "ended"], typer.Option(help="Return when all are claimed, or ended.")
     ] = "claimed",
     within: Annotated[float, typer.Option(min=1, help="Give up after this many seconds.")] = 900,
-    url: Annotated[str, typer.Option(envvar="EVENLOAD_URL", help="The gateway.")] = DEFAULT_URL,
+    url: Annotated[str, typer.Option(envvar="EVENLOAD_URL", help="The gateway.")] = LocalSettings.model_fields[
+        "url"
+    ].default,
 ) -> None:
     """Send a rush of equal requests and show how it was distributed."""
     plan = rushing.RushPlan(requests, over, energy_kwh, power_kw, until, within, url)

@@ -111,10 +111,11 @@ class Committer:
         await asyncio.to_thread(self._thread.join, self._deadline_s)
 
     def _write(self) -> None:
-        driver = self._open_driver()
+        driver: Driver | None = None
         while group := self._next_group():
             started = time.perf_counter()
             try:
+                driver = driver or self._open_driver()
                 driver.run(partial(_apply, group))
             except Exception as error:  # whatever the driver raised, those who wait must hear of it
                 if not isinstance(error, LedgerUnavailable):
@@ -123,7 +124,8 @@ class Committer:
             else:
                 self._observe_commit_s(time.perf_counter() - started)
                 self._tell(group, None)
-        driver.close()
+        if driver is not None:
+            driver.close()
 
     def _next_group(self) -> list[_Submitted]:
         """Wait for work; the operations of one transaction, with no key twice in a kind; empty when closing."""

@@ -81,6 +81,7 @@ def test_a_substation_that_has_done_nothing_yet_can_be_read():
         st.tuples(
             st.from_regex(r"[A-Za-z0-9][A-Za-z0-9-]{0,62}", fullmatch=True), st.integers(0, 5), st.integers(0, 3)
         ),
+        min_size=1,
         max_size=4,
         unique_by=lambda one: one[0],
     )
