@@ -51,32 +51,43 @@ class Dispatcher:
         self._metrics = metrics
         self._policy = policy
         self._rng = rng
-        self._someone_waits = True  # unknown at start: look once before newcomers overtake anyone
+        self._waiting_zones: set[str | None] = {None}
+        """Zones in which somebody waits; None: somebody whom any zone would suit. At start, one does not know."""
         self._deferred = 0
 
     async def take_in(self, hints: Sequence[Hint]) -> None:
         """Handle hints from the intake; returns when each is assigned and published, or waits in the ledger."""
-        if self._someone_waits:
-            # Newcomers take their place in the waiting room's order.
+        newcomers = [] if None in self._waiting_zones else await self._ledger.waiting(hints)
+        go_on = [one for one in newcomers if one.zone not in self._waiting_zones]
+        if len(go_on) < len(newcomers) or not newcomers:
+            # They take their place in the waiting room's order.
             self._deferred += 1
-            self._watcher.refreshed.set()
-            return
-        if await self._dispatch(await self._ledger.waiting(hints)):
-            self._someone_waits = True
+            self._watcher.look_again.set()
+        self._waiting_zones |= await self._dispatch(go_on)
 
     async def serve_waiting_room(self) -> None:
         """After each refresh dispatch who waits, in the room's order, until cancelled."""
         while True:
-            await self._watcher.refreshed.wait()
-            self._watcher.refreshed.clear()
+            await self._watcher.look_again.wait()
+            self._watcher.look_again.clear()
             deferred_before = self._deferred
             try:
-                waiting = await self._ledger.waiting_first(ROOM_BATCH, 0 if self._someone_waits else MESSAGE_GRACE_MS)
-                left = await self._dispatch(waiting)
+                waiting_zones = await self._serve_once(0 if self._waiting_zones else MESSAGE_GRACE_MS)
             except LedgerUnavailable as error:
                 log.warning("waiting_room_paused", cause=str(error))
             else:
-                self._someone_waits = left > 0 or len(waiting) == ROOM_BATCH or self._deferred != deferred_before
+                # Who was deferred meanwhile may have come after the ledger was read.
+                self._waiting_zones = waiting_zones | ({None} if self._deferred != deferred_before else set())
+
+    async def _serve_once(self, older_than_ms: int) -> set[str | None]:
+        """Dispatch the room from its head, past the zones that are full; returns the zones in which some wait on."""
+        full: set[str | None] = set()
+        while None not in full:
+            waiting = await self._ledger.waiting_first(ROOM_BATCH, older_than_ms, [one for one in full if one])
+            full |= await self._dispatch(waiting)
+            if len(waiting) < ROOM_BATCH:
+                break
+        return full
 
     async def expire_for_ever(self) -> None:
         """End what waited too long, until cancelled."""
@@ -91,14 +102,14 @@ class Dispatcher:
                     log.info("requests_expired", requests=len(expired))
             await asyncio.sleep(EXPIRE_EVERY_S)
 
-    async def _dispatch(self, waiting: Sequence[Waiting]) -> int:
-        """Assign what finds room, in order; returns how many have to go on waiting."""
+    async def _dispatch(self, waiting: Sequence[Waiting]) -> set[str | None]:
+        """Assign what finds room, in order; returns the zones that were full for somebody (None: all are)."""
         estimates = {one.substation: one for one in self._watcher.estimates()}
         chosen: list[tuple[Waiting, Choice]] = []
-        left = 0
+        full: set[str | None] = set()
         for one in waiting:
-            if self._table.is_reserved(one.request_id, one.attempt + 1):
-                continue  # another delivery of it is on its way through here
+            if one.zone in full or self._table.is_reserved(one.request_id, one.attempt + 1):
+                continue  # no room for its like, or another delivery of it is on its way through here
             started = time.perf_counter()
             decision = choose(self._policy, list(estimates.values()), one.power_max_w, one.zone, self._rng)
             self._metrics.decision_s.observe(time.perf_counter() - started)
@@ -108,11 +119,12 @@ class Dispatcher:
                     estimates[decision.substation] = self._watcher.estimate(decision.substation)
                     chosen.append((one, decision))
                 case NoRoom():
-                    left += 1
+                    full.add(one.zone)
                     if one.zone is None:
                         break  # nobody has room for anyone
-        await self._assign(chosen)
-        return left
+        if chosen:
+            await self._assign(chosen)
+        return full
 
     async def _assign(self, chosen: Sequence[tuple[Waiting, Choice]]) -> None:
         assignments = [
@@ -132,7 +144,12 @@ class Dispatcher:
             if one.request_id in changed:
                 by_substation[one.substation].append(Hint(one.request_id, one.attempt + 1))
                 self._metrics.assignments.labels(one.substation, self._policy).inc()
-        await asyncio.gather(*(self._publish(substation, hints) for substation, hints in by_substation.items()))
+        outcomes = await asyncio.gather(
+            *(self._publish(substation, hints) for substation, hints in by_substation.items()), return_exceptions=True
+        )
+        for outcome in outcomes:
+            if isinstance(outcome, BaseException):
+                raise outcome
 
     async def _publish(self, substation: str, hints: Sequence[Hint]) -> None:
         try:

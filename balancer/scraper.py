@@ -41,6 +41,7 @@ class Scraper:
         addresses = {one.metrics_url for one in registry}
         for address in self._loops.keys() - addresses:
             self._loops.pop(address).cancel()
+        self._loops = {address: loop for address, loop in self._loops.items() if not loop.done()}
         for address in sorted(addresses - self._loops.keys()):
             self._loops[address] = asyncio.create_task(self._scrape_for_ever(address))
 

@@ -33,8 +33,8 @@ class Watcher:
         self._zones: dict[str, str | None] = {}
         self._fresh: dict[str, Reading] = {}
         self._due = asyncio.Event()
-        self.refreshed = asyncio.Event()
-        """Set after each refresh; the waiting room waits for it."""
+        self.look_again = asyncio.Event()
+        """Set after each refresh, and when somebody came to wait; the waiting room waits for it."""
 
     def take(self, readings: dict[str, Reading]) -> None:
         """Note what a scrape brought; it counts from the next refresh on."""
@@ -78,12 +78,16 @@ class Watcher:
 
     async def refresh(self) -> None:
         """Ask the ledger what the newest readings do not show, and replace the table by both at once."""
-        readings = dict(self._fresh)
+        readings, self._fresh = self._fresh, {}
         since = self._table.version
-        unseen = await self._ledger.unseen(self._table.known(readings))
+        try:
+            unseen = await self._ledger.unseen(self._table.known(readings))
+        except LedgerUnavailable:
+            self._fresh = readings | self._fresh
+            raise
         self._table.refresh(readings, self._zones, unseen, since)
         self._metrics.show(self.estimates())
-        self.refreshed.set()
+        self.look_again.set()
 
     async def publish_for_ever(self, tell: Tell, interval_s: float) -> None:
         """Tell the table to whoever listens, until cancelled."""

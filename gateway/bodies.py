@@ -6,6 +6,7 @@ from http import HTTPStatus
 from typing import Annotated, Any
 
 from aiohttp import web
+from aiohttp.http_exceptions import ContentEncodingError, TransferEncodingError
 from pydantic import AfterValidator, AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from gateway.problems import Problem
@@ -72,14 +73,23 @@ class ChargeRequest(BaseModel):
 
 async def read_json(request: web.Request) -> Any:
     """The body as strict JSON; raises `Problem` 400, 413 or 415."""
+    body = await read_body(request)
     if request.content_type != "application/json":
         raise Problem(
             HTTPStatus.UNSUPPORTED_MEDIA_TYPE, f"send Content-Type: application/json, not {request.content_type}"
         )
     try:
-        return parse_strict_json(await request.read())
+        return parse_strict_json(body)
     except InvalidMessage as fault:
         raise Problem(HTTPStatus.BAD_REQUEST, f"the body is {fault}") from None
+
+
+async def read_body(request: web.Request) -> bytes:
+    """The body, decoded and of bounded size; raises `Problem` 400 or 413."""
+    try:
+        return await request.read()
+    except (web.RequestPayloadError, ContentEncodingError, TransferEncodingError):
+        raise Problem(HTTPStatus.BAD_REQUEST, "the body is not encoded as its headers say") from None
     except web.HTTPRequestEntityTooLarge:
         raise Problem(
             HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"the body may have {BODY_MAX_BYTES} bytes at most"

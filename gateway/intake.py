@@ -19,6 +19,9 @@ log = get_logger(__name__)
 
 COMMITS_AT_ONCE = 4
 PUBLISHES_AT_ONCE = 8
+PUBLISHES_MAX = 64
+"""Publishes under way or waiting; beyond, the rows are left to the balancers, who look for them."""
+ACCEPT_DEADLINE_S = 10.0
 DRAIN_DEADLINE_S = 4.0
 
 
@@ -45,6 +48,7 @@ class IntakeQueue:
         self._pending: asyncio.Queue[_Pending] = asyncio.Queue(settings.backlog_max)
         self._commits = asyncio.Semaphore(COMMITS_AT_ONCE)
         self._publishes = asyncio.Semaphore(PUBLISHES_AT_ONCE)
+        self._publishing = 0
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def accept(self, new: NewRequest) -> Accepted:
@@ -54,7 +58,11 @@ class IntakeQueue:
             self._pending.put_nowait(pending)
         except asyncio.QueueFull:
             raise Backlogged from None
-        return await pending.answer
+        try:
+            async with asyncio.timeout(ACCEPT_DEADLINE_S):
+                return await pending.answer
+        except TimeoutError:
+            raise LedgerUnavailable(f"no commit within {ACCEPT_DEADLINE_S:g} s") from None
 
     async def run(self) -> None:
         """Gather and commit until cancelled."""
@@ -64,7 +72,8 @@ class IntakeQueue:
             while len(batch) < self._settings.gather_max and not self._pending.empty():
                 batch.append(self._pending.get_nowait())
             await self._commits.acquire()
-            self._spawn(self._commit(batch))
+            # Who gave up while waiting for the commits before has no answer to expect, and gets no request.
+            self._spawn(self._commit([one for one in batch if not one.answer.done()]))
 
     async def drain(self) -> None:
         """Wait until what was accepted is published, but not for ever."""
@@ -81,7 +90,7 @@ class IntakeQueue:
     async def _commit(self, batch: list[_Pending]) -> None:
         try:
             accepted = await self._ledger.accept([one.new for one in batch])
-        except LedgerUnavailable as error:
+        except Exception as error:
             for one in batch:
                 if not one.answer.done():
                     one.answer.set_exception(error)
@@ -92,8 +101,15 @@ class IntakeQueue:
         for one in batch:
             if not one.answer.done():
                 one.answer.set_result(by_id[one.new.request_id])
-        async with self._publishes:
-            await self._publish([Hint(one.request_id, 0) for one in accepted])
+        if self._publishing >= PUBLISHES_MAX:
+            log.warning("publish_left_to_the_ledger", requests=len(accepted), cause="publishes are backed up")
+            return
+        self._publishing += 1
+        try:
+            async with self._publishes:
+                await self._publish([Hint(one.request_id, 0) for one in accepted])
+        finally:
+            self._publishing -= 1
 
     async def _publish(self, hints: list[Hint]) -> None:
         try:

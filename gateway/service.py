@@ -12,10 +12,8 @@ from gateway.load_view import LoadView
 from gateway.metrics import GatewayMetrics
 from gateway.settings import GatewaySettings
 from services.admin import bind
-from services.broker.connection import connected
+from services.backends import opened
 from services.broker.events import LOAD_TABLE, listening
-from services.broker.publisher import Publisher
-from services.ledger.connection import open_ledger
 from services.ledger.intake import LedgerIntake
 from services.lifecycle import Life, run
 
@@ -24,26 +22,12 @@ async def serve(life: Life, settings: GatewaySettings) -> None:
     """Serve HTTP until told to stop; what was accepted is published before the end."""
     common = life.common
     async with AsyncExitStack() as stack:
-        connection = await stack.enter_async_context(
-            open_ledger(
-                common.ledger_url,
-                shared=common.ledger_shared,
-                speed=common.speed,
-                observe_commit_s=life.metrics.ledger_commit_s.observe,
-            )
-        )
-        ledger = LedgerIntake(connection)
-        publishing = await stack.enter_async_context(
-            connected(common.amqp_url, f"{life.instance} publish", common.startup_timeout_s)
-        )
-        consuming = await stack.enter_async_context(
-            connected(common.amqp_url, f"{life.instance} consume", common.startup_timeout_s)
-        )
-        publisher = await Publisher.open(publishing, common.envelope_max)
+        backends = await stack.enter_async_context(opened(life))
+        ledger = LedgerIntake(backends.ledger)
         view = LoadView()
-        await stack.enter_async_context(listening(consuming, LOAD_TABLE, view.take))
+        await stack.enter_async_context(listening(backends.consuming, LOAD_TABLE, view.take))
         metrics = GatewayMetrics(life.metrics.registry)
-        intake = IntakeQueue(ledger, publisher, settings)
+        intake = IntakeQueue(ledger, backends.publisher, settings)
         await stack.enter_async_context(life.background(intake.run(), metrics.follow(ledger)))
         # Entered after the queue it feeds: the port closes before the queue is drained.
         stack.push_async_callback(intake.drain)

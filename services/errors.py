@@ -5,7 +5,7 @@ EvenloadError
 ├── InvalidMessage       a message that no retry can make readable: quarantined
 ├── Unroutable           a published message reached no queue
 ├── BrokerUnavailable    the broker did not confirm in time: the outcome is unknown
-└── LedgerUnavailable    the ledger did not answer in time, or refused: nothing is known to be written
+└── LedgerUnavailable    the ledger failed or did not answer in time: what was asked may or may not be done
 """
 
 
@@ -30,4 +30,4 @@ class BrokerUnavailable(EvenloadError):
 
 
 class LedgerUnavailable(EvenloadError):
-    """The ledger could not be reached, was locked, or failed; retry, compare-and-set makes it safe."""
+    """The ledger could not be reached, was locked, or failed; ask again, compare-and-set makes that safe."""

@@ -21,7 +21,7 @@ from services.settings import CommonSettings, Settings, load_for_service
 
 log = get_logger(__name__)
 
-DRAIN_DEADLINE_S = 9.0
+DRAIN_DEADLINE_S = 7.0
 OwnSettings = TypeVar("OwnSettings", bound=Settings)
 
 
@@ -41,23 +41,25 @@ class Life:
 
     @contextlib.asynccontextmanager
     async def background(self, *work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
-        """Run coroutines while the block runs; one that raises ends the service with exit code 1."""
+        """Run coroutines while the block runs; one that ends, however, ends the service with exit code 1."""
+        is_leaving = False
+
+        def note_end(task: asyncio.Task[None]) -> None:
+            if is_leaving or self._crash.done():
+                return
+            error = None if task.cancelled() else task.exception()
+            self._crash.set_exception(error or RuntimeError(f"{task.get_coro()} ended by itself"))
+
         tasks = [asyncio.create_task(one) for one in work]
         for task in tasks:
-            task.add_done_callback(self._note_end)
+            task.add_done_callback(note_end)
         try:
             yield
         finally:
+            is_leaving = True
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-
-    def _note_end(self, task: asyncio.Task[None]) -> None:
-        if task.cancelled() or self._crash.done():
-            return
-        error = task.exception()
-        if error is not None:
-            self._crash.set_exception(error)
 
     async def serve_until_stopped(self) -> None:
         """Be ready until a signal comes; raises what a background coroutine raised."""
@@ -114,6 +116,9 @@ async def _live(
         log.warning("drain_cut_short", deadline_s=deadline_s)
         working.cancel()
         await asyncio.wait({working}, timeout=1.0)
+    if not working.done() or working.cancelled():
+        # Before it served there was nothing to drain; after that, this is no orderly end.
+        return 1 if life.has_served else 0
     return _exit_code(service, working)
 
 
@@ -126,8 +131,6 @@ async def _serve(life: Life, own: OwnSettings, serve: Serve[OwnSettings]) -> Non
 
 
 def _exit_code(service: str, working: asyncio.Task[None]) -> int:
-    if not working.done() or working.cancelled():
-        return 0
     error = working.exception()
     if error is None:
         log.info("service_drained")

@@ -47,7 +47,12 @@ def configure_logs(service: str, instance: str, level: str, log_format: LogForma
     )
     logging.basicConfig(handlers=[handler], level=level, force=True)
     # aio-pika repeats every reconnect attempt, aiohttp every request: our own events say what matters.
-    for loud, quiet_level in (("aio_pika", "CRITICAL"), ("aiormq", "CRITICAL"), ("aiohttp.access", "WARNING")):
+    for loud, quiet_level in (
+        ("aio_pika", "CRITICAL"),
+        ("aiormq", "CRITICAL"),
+        ("aiohttp.access", "WARNING"),
+        ("aiohttp.server", "CRITICAL"),
+    ):
         logging.getLogger(loud).setLevel(quiet_level)
     structlog.configure(
         processors=[

@@ -10,6 +10,7 @@ from typing import Annotated, Literal, TypeVar
 
 from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
+from yarl import URL
 
 from services.errors import Misconfigured
 from services.logs import LogFormat
@@ -52,7 +53,11 @@ class CommonSettings(Settings):
     @field_validator("amqp_url")
     @classmethod
     def _amqp_scheme(cls, value: str) -> str:
-        if not value.startswith(("amqp://", "amqps://")):
+        try:
+            is_sound = URL(value).scheme in ("amqp", "amqps") and bool(URL(value).host)
+        except ValueError:
+            is_sound = False
+        if not is_sound:
             raise ValueError("an address like amqp://user:password@127.0.0.1:5672/evenload is needed")
         return value
 
@@ -72,7 +77,7 @@ class LocalSettings(Settings):
     )
     first_rush: bool = Field(True, description="0 starts the local stack without its first rush hour.")
     grid: str = Field("default", description="Grid file (TOML), or the name of one that comes along.")
-    url: str = Field("http://127.0.0.1:8080", description="The gateway that `evenload rush` talks to.")
+    gateway_port: Port = Field(8080, description="Port of the HTTP API.")
 
 
 AnySettings = TypeVar("AnySettings", bound=Settings)

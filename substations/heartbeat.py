@@ -11,6 +11,7 @@ from services.ledger.charging import Charging
 from services.ledger.records import Heartbeat
 from services.logs import get_logger
 from services.messages import Hint
+from substations.substation import Key
 from substations.worker import Worker
 
 log = get_logger(__name__)
@@ -23,9 +24,10 @@ async def beat_for_ever(workers: Mapping[str, Worker], ledger: Charging, heartbe
     """Beat until cancelled; raises `Misconfigured` when another process took a substation over."""
     while True:
         await asyncio.sleep(heartbeat_s)
+        unanswered = {substation: set(worker.unanswered) for substation, worker in workers.items()}
         try:
             for answer in await beat(workers, ledger):
-                await _reconcile(workers[answer.substation], answer)
+                await _reconcile(workers[answer.substation], answer, unanswered[answer.substation])
         except LedgerUnavailable as error:
             log.warning("heartbeat_missed", cause=str(error))
 
@@ -37,7 +39,7 @@ async def beat(workers: Mapping[str, Worker], ledger: Charging) -> list[Heartbea
     return await ledger.heartbeat(epochs, progress, ADOPT_AFTER_MS)
 
 
-async def _reconcile(worker: Worker, answer: Heartbeat) -> None:
+async def _reconcile(worker: Worker, answer: Heartbeat, unanswered: set[Key]) -> None:
     substation = worker.substation
     if answer.epoch != substation.epoch:
         raise Misconfigured(
@@ -45,6 +47,7 @@ async def _reconcile(worker: Worker, answer: Heartbeat) -> None:
             f"{substation.epoch}): give each process ids of its own in EVENLOAD_SUBSTATION_IDS"
         )
     adopted = substation.adopt(answer.charging)
+    worker.forget_unanswered(unanswered)
     if adopted:
         log.info("sessions_adopted", substation=substation.id, sessions=adopted)
     if answer.assigned:

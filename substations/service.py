@@ -1,17 +1,16 @@
 """The life of a `substations` process: register, resume, then consume; progress is written at the end."""
 
+import asyncio
 import contextlib
 from contextlib import AsyncExitStack
 
+from services.backends import opened
 from services.broker import topology
-from services.broker.connection import connected
-from services.broker.publisher import Publisher
 from services.broker.settle import Consumer
 from services.clock import monotonic_s
 from services.errors import LedgerUnavailable
 from services.grid import SubstationSpec, load_grid
 from services.ledger.charging import LedgerCharging
-from services.ledger.connection import open_ledger
 from services.ledger.records import Registration, Tenure
 from services.lifecycle import Life, run
 from services.logs import get_logger
@@ -23,28 +22,16 @@ from substations.worker import Worker
 
 log = get_logger(__name__)
 
+LAST_WORDS_S = 3.0
+
 
 async def serve(life: Life, settings: SubstationSettings) -> None:
     """Charge until told to stop; sessions stay in the ledger and go on at the next start."""
     common = life.common
     specs = {spec.id: spec for spec in load_grid(common.grid).pick(settings.hosted_ids())}
     async with AsyncExitStack() as stack:
-        connection = await stack.enter_async_context(
-            open_ledger(
-                common.ledger_url,
-                shared=common.ledger_shared,
-                speed=common.speed,
-                observe_commit_s=life.metrics.ledger_commit_s.observe,
-            )
-        )
-        ledger = LedgerCharging(connection)
-        publishing = await stack.enter_async_context(
-            connected(common.amqp_url, f"{life.instance} publish", common.startup_timeout_s)
-        )
-        consuming = await stack.enter_async_context(
-            connected(common.amqp_url, f"{life.instance} consume", common.startup_timeout_s)
-        )
-        publisher = await Publisher.open(publishing, common.envelope_max)
+        backends = await stack.enter_async_context(opened(life))
+        ledger = LedgerCharging(backends.ledger)
         tenures = await ledger.register([_registration(spec, life.admin.url) for spec in specs.values()])
         workers = {
             tenure.substation: Worker(_resumed(tenure, specs[tenure.substation], common.speed), ledger)
@@ -53,10 +40,11 @@ async def serve(life: Life, settings: SubstationSettings) -> None:
         life.metrics.registry.register(SubstationCollector([one.substation for one in workers.values()]))
 
         async def write_progress() -> None:
-            with contextlib.suppress(LedgerUnavailable):
-                for worker in workers.values():
-                    await worker.settle()
-                await beat(workers, ledger)
+            with contextlib.suppress(LedgerUnavailable, TimeoutError):
+                async with asyncio.timeout(LAST_WORDS_S):
+                    for worker in workers.values():
+                        await worker.settle()
+                    await beat(workers, ledger)
 
         stack.push_async_callback(write_progress)
         await stack.enter_async_context(
@@ -66,14 +54,16 @@ async def serve(life: Life, settings: SubstationSettings) -> None:
             )
         )
         consumers = {
-            one: Consumer(topology.substation_queue(one), worker.take_in, publisher, life.metrics.messages_settled)
+            one: Consumer(
+                topology.substation_queue(one), worker.take_in, backends.publisher, life.metrics.messages_settled
+            )
             for one, worker in workers.items()
         }
         await stack.enter_async_context(
             life.background(
                 *(
                     consumer.consume(
-                        consuming,
+                        backends.consuming,
                         prefetch=settings.prefetch,
                         tag=f"{life.instance} {one}",
                         bind_to=topology.ASSIGNMENTS,

@@ -8,6 +8,9 @@ from services.ledger.records import Claimed, Ending, Progress
 from services.ledger.states import Reason, Status
 from substations.sharing import share
 
+Key = tuple[str, int]
+"""A request at an attempt."""
+
 REMEMBER_ENDED_S = 60.0
 """Far longer than any ledger reply may take: what ended is not started again by a late one."""
 
@@ -19,7 +22,7 @@ class Session:
     claimed: Claimed
     delivered_j: int
     power_w: int = 0
-    ended: bool = False
+    is_finished: bool = False
     """Everything is delivered; the connector is free once the ledger knows."""
     fraction_j: float = 0.0
     """Below 1 J, kept for the next tick: else short ticks at low power would never deliver anything."""
@@ -50,19 +53,18 @@ class Substation:
     speed: float
     ticked_at_s: float
     sessions: dict[str, Session] = field(default_factory=dict)
-    claiming: int = 0
-    """Connectors held for claims that are on their way to the ledger."""
+    claiming: set[Key] = field(default_factory=set)
+    """Claims on their way to the ledger, or without an answer: each holds a connector."""
     claims_total: int = 0
-    ends_total: int = 0
     ends_by_reason: dict[str, int] = field(default_factory=lambda: {Reason.ENERGY_LIMIT_REACHED: 0})
     energy_total_j: int = 0
     sequence: int = 0
-    _ended: dict[tuple[str, int], float] = field(default_factory=dict)
+    _recently_ended: dict[Key, float] = field(default_factory=dict)
 
     @property
     def free_connectors(self) -> int:
         """Connectors that neither a session nor a claim on its way holds."""
-        return self.connectors - len(self.sessions) - self.claiming
+        return self.connectors - len(self.sessions) - len(self.claiming)
 
     @property
     def power_w(self) -> int:
@@ -80,10 +82,10 @@ class Substation:
         Returns False for one that runs or ran here already, whoever asks again.
         """
         key = (claimed.request_id, claimed.attempt)
-        if claimed.request_id in self.sessions or key in self._ended:
+        if claimed.request_id in self.sessions or key in self._recently_ended:
             return False
         session = Session(claimed, claimed.energy_delivered_j)
-        session.ended = session.owed_j <= 0
+        session.is_finished = session.owed_j <= 0
         self.sessions[claimed.request_id] = session
         self.claims_total = max(self.claims_total, claimed.claim_number)
         return True
@@ -97,23 +99,24 @@ class Substation:
         charging = []
         for session in self.sessions.values():
             if session.owed_j <= 0:
-                session.ended, session.power_w = True, 0
+                session.is_finished, session.power_w = True, 0
             else:
                 charging.append(session)
         powers = share(self.limit_w, [session.claimed.power_max_w for session in charging])
         for session, power_w in zip(charging, powers, strict=True):
             session.power_w = power_w
-        self._ended = {key: at_s for key, at_s in self._ended.items() if now_s - at_s < REMEMBER_ENDED_S}
-        return [self._ending(session) for session in self.sessions.values() if session.ended]
+        self._recently_ended = {
+            key: at_s for key, at_s in self._recently_ended.items() if now_s - at_s < REMEMBER_ENDED_S
+        }
+        return [self._ending(session) for session in self.sessions.values() if session.is_finished]
 
-    def finish(self, request_id: str, end_number: int | None, now_s: float) -> None:
-        """Free the connector of a session whose end is known; `end_number` is None where the row was not ours."""
+    def finish(self, request_id: str, now_s: float, *, counts: bool) -> None:
+        """Free the connector of a session whose end is known; it `counts` where the ledger has it as ended by us."""
         session = self.sessions.pop(request_id, None)
         if session is None:
             return
-        self._ended[request_id, session.claimed.attempt] = now_s
-        if end_number is not None:
-            self.ends_total = max(self.ends_total, end_number)
+        self._recently_ended[request_id, session.claimed.attempt] = now_s
+        if counts:
             reason = Reason.ENERGY_LIMIT_REACHED
             self.ends_by_reason[reason] = self.ends_by_reason.get(reason, 0) + 1
 

@@ -13,7 +13,7 @@ from aio_pika.abc import AbstractIncomingMessage, AbstractRobustConnection
 from prometheus_client import Counter
 
 from services.broker import topology
-from services.broker.connection import BROKER_ERRORS, deadline
+from services.broker.connection import deadline
 from services.broker.publisher import Publisher
 from services.errors import BrokerUnavailable, InvalidMessage, LedgerUnavailable, Unroutable
 from services.logs import get_logger
@@ -24,6 +24,7 @@ log = get_logger(__name__)
 CALL_DEADLINE_S = 10.0
 LEDGER_PAUSE_S = 0.5
 REQUEUE_PAUSE_S = 0.2
+SETTLE_LAST_S = 4.0
 BATCH_MAX_DELIVERIES = 64
 
 Handle = Callable[[Sequence[Hint]], Awaitable[None]]
@@ -55,24 +56,23 @@ class Consumer:
                 queue = await channel.declare_queue(self._queue, durable=True, arguments=dict(topology.QUORUM))
                 await queue.bind(bind_to, self._queue.removeprefix(topology.SUBSTATION_PREFIX))
             await queue.consume(self._deliveries.put, consumer_tag=tag)
+        settling: asyncio.Task[None] | None = None
         try:
             while True:
                 batch = [await self._deliveries.get()]
                 while not self._deliveries.empty() and len(batch) < BATCH_MAX_DELIVERIES:
                     batch.append(self._deliveries.get_nowait())
                 settling = asyncio.create_task(self._settle(batch))
-                try:
-                    await asyncio.shield(settling)
-                except asyncio.CancelledError:
-                    await asyncio.wait({settling}, timeout=CALL_DEADLINE_S / 2)
-                    settling.cancel()
-                    raise
+                await asyncio.shield(settling)
         finally:
             try:
                 async with deadline(1, "cancelling"):
                     await queue.cancel(tag)
             except BrokerUnavailable:
                 log.info("consumer_cancel_unconfirmed", queue=self._queue)
+            if settling is not None:
+                await asyncio.wait({settling}, timeout=SETTLE_LAST_S)
+                settling.cancel()
 
     async def _settle(self, deliveries: Sequence[AbstractIncomingMessage]) -> None:
         """Handle and settle a batch; never raises for what a message holds."""
@@ -140,12 +140,12 @@ class Consumer:
 
     async def _give(self, delivery: AbstractIncomingMessage, outcome: str) -> None:
         try:
-            async with asyncio.timeout(CALL_DEADLINE_S):
+            async with deadline(CALL_DEADLINE_S, "settling"):
                 if outcome == "requeued":
                     await delivery.nack(requeue=True)
                 else:
                     await delivery.ack()
-        except BROKER_ERRORS:
+        except BrokerUnavailable:
             # The channel broke: the broker delivers it again, and the ledger makes that harmless.
             log.info("settling_unconfirmed", queue=self._queue)
             return

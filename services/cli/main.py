@@ -1,5 +1,7 @@
 """`evenload`: start the local stack, send a rush."""
 
+import contextlib
+import io
 import os
 import sys
 from typing import Annotated, Literal, NoReturn
@@ -52,22 +54,24 @@ def rush(
         Literal["claimed", "ended"], typer.Option(help="Return when all are claimed, or ended.")
     ] = "claimed",
     within: Annotated[float, typer.Option(min=1, help="Give up after this many seconds.")] = 900,
-    url: Annotated[str, typer.Option(envvar="EVENLOAD_URL", help="The gateway.")] = LocalSettings.model_fields[
-        "url"
-    ].default,
+    url: Annotated[str, typer.Option(help="The gateway; else the one at EVENLOAD_GATEWAY_PORT here.")] = "",
 ) -> None:
     """Send a rush of equal requests and show how it was distributed."""
-    plan = rushing.RushPlan(requests, over, energy_kwh, power_kw, until, within, url)
     try:
+        url = url or f"http://127.0.0.1:{load(LocalSettings).gateway_port}"
+        plan = rushing.RushPlan(requests, over, energy_kwh, power_kw, until, within, url)
         sys.exit(rushing.run(plan))
     except rushing.GatewayUnusable as error:
         _fail(str(error), EXIT_FAILED)
+    except Misconfigured as error:
+        _fail(str(error), EXIT_MISCONFIGURED)
     except KeyboardInterrupt:
         sys.exit(130)
 
 
 def _say(line: str) -> None:
-    print(line, flush=True)  # noqa: T201 (this is the terminal's output)
+    with contextlib.suppress(OSError):  # whoever read this has gone; the stack need not
+        print(line, flush=True)  # noqa: T201 (this is the terminal's output)
 
 
 def _fail(text: str, code: int) -> NoReturn:
@@ -77,6 +81,9 @@ def _fail(text: str, code: int) -> NoReturn:
 
 def main() -> None:
     """Entry point of the `evenload` command."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # an old locale must not end a rush at a "÷"
     app()
 
 

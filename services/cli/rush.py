@@ -11,9 +11,11 @@ import aiohttp
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 from rich.table import Table
+from yarl import URL
 
 ENDED = frozenset({"completed", "stopped", "cancelled", "expired", "failed"})
 FIRST_CLAIMS = 20
+SHOWN = frozenset({"substation", "sessions", "power_kw", "limit_kw", "utilisation"})
 EVEN_COUNT = 2
 """Requests that a substation's share may differ from the mean and still be called even."""
 EVEN_UTILISATION = 0.05
@@ -79,6 +81,7 @@ class Rush:
 
 def run(plan: RushPlan) -> int:
     """Send and follow a rush; returns 0 where every request was accepted and reached `plan.until`."""
+    checked_url(plan.url)
     return asyncio.run(_run(plan, Console(highlight=False)))
 
 
@@ -86,7 +89,7 @@ async def _run(plan: RushPlan, console: Console) -> int:
     rush = Rush(plan)
     started = time.monotonic()
     async with aiohttp.ClientSession(plan.url, timeout=aiohttp.ClientTimeout(total=15)) as http:
-        rush.older_sessions = sum(one["sessions"] for one in (await _substations(http))["items"])
+        rush.older_sessions = sum(one["sessions"] for one in await _substations(http))
         with _Bar(console, plan) as bar:
             sending = asyncio.create_task(_send(http, rush, bar))
             try:
@@ -94,8 +97,13 @@ async def _run(plan: RushPlan, console: Console) -> int:
             finally:
                 sending.cancel()
         await asyncio.sleep(LOAD_TABLE_SETTLED_S)
-        _show(console, rush, (await _substations(http))["items"])
-        if plan.until == "ended" and rush.claimed == plan.requests:
+        try:
+            substations = await _substations(http)
+        except GatewayUnusable as error:
+            console.print(f"no load table: {error}")
+            substations = []
+        _show(console, rush, substations)
+        if plan.until == "ended":
             await _follow(http, rush, sending, "ended", started, None)
             took_s = time.monotonic() - started
             console.print(f"{rush.ended} of {plan.requests} have ended, {took_s:.0f} s after the rush began")
@@ -119,10 +127,11 @@ async def _send_one(http: aiohttp.ClientSession, rush: Rush, vehicle_id: str, ba
     try:
         async with http.post("/charge-requests", json=body) as response:
             answer = await response.json(content_type=None)
-            if response.status == 202:
+            if response.status == 202 and isinstance(answer, dict):
                 rush.requests.append(Request(answer["request_id"]))
             else:
-                rush.refused[f"{response.status}: {answer.get('detail', '')}"] += 1
+                detail = answer.get("detail", "") if isinstance(answer, dict) else ""
+                rush.refused[f"{response.status}: {detail}"] += 1
     except (aiohttp.ClientError, TimeoutError, ValueError) as error:
         rush.refused[str(error) or type(error).__name__] += 1
     bar.show(rush)
@@ -164,17 +173,34 @@ async def _follow(
         await asyncio.sleep(POLL_S)
 
 
-async def _substations(http: aiohttp.ClientSession) -> dict[str, Any]:
+async def _substations(http: aiohttp.ClientSession) -> list[dict[str, Any]]:
+    """The gateway's load table; raises `GatewayUnusable` for whatever is no Evenload gateway."""
     try:
         async with http.get("/substations") as response:
-            table: dict[str, Any] = await response.json()
-            if response.status != 200 or "items" not in table:
-                raise GatewayUnusable(f"what answers at {http._base_url} is no Evenload gateway: correct --url")  # noqa: SLF001
-            return table
-    except (aiohttp.ClientError, TimeoutError, ValueError) as error:
+            table = await response.json()
+    except (aiohttp.ContentTypeError, ValueError):
+        raise GatewayUnusable("what answers is no Evenload gateway: correct --url") from None
+    except (aiohttp.ClientError, TimeoutError) as error:
         raise GatewayUnusable(
             f"no gateway answers ({str(error) or type(error).__name__}): run `make run`, or give --url"
         ) from None
+    match table:
+        case {"items": list(items)} if all(isinstance(one, dict) and one.keys() >= SHOWN for one in items):
+            return items
+        case _:
+            raise GatewayUnusable("what answers is no Evenload gateway: correct --url")
+
+
+def checked_url(url: str) -> str:
+    """The address of a gateway; raises `GatewayUnusable` for what is none."""
+    try:
+        parsed = URL(url)
+        is_sound = parsed.scheme in ("http", "https") and bool(parsed.host) and parsed.path in ("", "/")
+    except ValueError:
+        is_sound = False
+    if not is_sound:
+        raise GatewayUnusable(f"--url: an address like http://127.0.0.1:8080 is needed (got {url!r})")
+    return url
 
 
 def _show(console: Console, rush: Rush, substations: list[dict[str, Any]]) -> None:
@@ -203,11 +229,13 @@ def _show(console: Console, rush: Rush, substations: list[dict[str, Any]]) -> No
 def verdict(rush: Rush, counts: list[int], substations: list[dict[str, Any]]) -> list[str]:
     """What the table means, in words: counts are judged only where nothing else was charging."""
     said = [f"{count} refused: {cause}" for cause, count in rush.refused.items()]
-    missing = rush.plan.requests - rush.claimed
+    missing = len(rush.requests) - rush.claimed
     if missing:
-        said.append(f"{missing} of {rush.plan.requests} had not been claimed within {rush.plan.within_s:g} s")
+        said.append(f"{missing} of {len(rush.requests)} had not been claimed within {rush.plan.within_s:g} s")
     if not substations:
         return [*said, "no balancer has told of any substation yet"]
+    if not any(counts):
+        return said
     if rush.older_sessions:
         shares = [one["utilisation"] for one in substations if one["utilisation"] is not None]
         spread = round(max(shares) - min(shares), 4) if shares else 0.0

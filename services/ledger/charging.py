@@ -21,13 +21,19 @@ class Charging(Protocol):
         """Begin a new epoch of each substation, and take its charging rows along."""
 
     async def claim(self, hints: Sequence[Hint], substation: str, epoch: int) -> list[Claimed]:
-        """Assigned to us at that attempt → charging in our epoch; those that changed, by claim number."""
+        """Assigned to us at that attempt → charging in our epoch; those that are now, by claim number.
+
+        One that an earlier call has claimed, whose answer was lost, is among them.
+        """
 
     async def decline(self, hints: Sequence[Hint], substation: str) -> set[str]:
         """Assigned to us at that attempt → accepted; the ids of those that changed."""
 
     async def end(self, endings: Sequence[Ending]) -> dict[str, int]:
-        """Charging in our epoch → its end; the end number of each that changed, by id."""
+        """Charging in our epoch → its end; the end number of each that is ended now, by id.
+
+        One that an earlier call has ended, whose answer was lost, is among them.
+        """
 
     async def heartbeat(
         self, epochs: dict[str, int], progress: Sequence[Progress], older_than_ms: int
@@ -48,17 +54,15 @@ def _register(transaction: Transaction, rows: list[Row]) -> list[Row]:
 
 
 def _claim(transaction: Transaction, rows: list[Row]) -> list[Row]:
-    claimed = transaction.execute(
-        statements.CLAIM, [[row["id"], row["attempt"], row["substation"], row["epoch"]] for row in rows]
-    )
-    _count(transaction, statements.COUNT_CLAIMS, claimed, "claim_number")
-    return sorted(claimed, key=lambda row: row["claim_number"])
+    hints = [[row["id"], row["attempt"], row["substation"], row["epoch"]] for row in rows]
+    _count(transaction, statements.COUNT_CLAIMS, transaction.execute(statements.CLAIM, hints), "claim_number")
+    return transaction.execute(statements.CLAIMED, hints)
 
 
 def _end(transaction: Transaction, rows: list[Row]) -> list[Row]:
     ended = transaction.execute(statements.END, [row["values"] for row in rows])
     _count(transaction, statements.COUNT_ENDS, ended, "end_number")
-    return ended
+    return transaction.execute(statements.ENDED, [row["values"][:4] for row in rows])
 
 
 def _count(transaction: Transaction, statement: str, changed: list[Row], number: str) -> None:

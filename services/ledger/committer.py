@@ -54,6 +54,9 @@ class _Submitted:
     keys: frozenset[Hashable]
     answer: asyncio.Future[list[Row]]
     abandoned: bool = False
+    """Nobody waits any more: it must not be written behind their back."""
+    taken: bool = False
+    """It stands in a transaction that has begun."""
     answered: list[Row] = field(default_factory=list)
 
 
@@ -82,8 +85,8 @@ class Committer:
         """Write `rows` in the next transaction; returns the result rows whose key is among theirs.
 
         A key that another operation of the same kind already brings into a transaction waits for the next one,
-        so a compare-and-set never succeeds twice. Raises `LedgerUnavailable`; after a passed deadline the outcome
-        is unknown.
+        so a compare-and-set never succeeds twice. Raises `LedgerUnavailable`: what had not begun by the deadline is
+        never written; what had is waited for as long again, and unknown after that.
         """
         if not rows:
             return []
@@ -96,12 +99,22 @@ class Committer:
             self._pending.append(submitted)
             self._wake.notify()
         try:
-            async with asyncio.timeout(self._deadline_s):
-                return await submitted.answer
-        except TimeoutError:
-            raise LedgerUnavailable(f"no commit of {operation.name} within {self._deadline_s:g} s") from None
+            done, _ = await asyncio.wait({submitted.answer}, timeout=self._deadline_s)
+            if not done and self._abandon(submitted):
+                raise LedgerUnavailable(f"{operation.name} could not begin within {self._deadline_s:g} s")
+            done, _ = await asyncio.wait({submitted.answer}, timeout=self._deadline_s)
+            if not done:
+                raise LedgerUnavailable(f"{operation.name} began, and its outcome is unknown")
+            return submitted.answer.result()
         finally:
-            submitted.abandoned = True
+            self._abandon(submitted)
+            submitted.answer.cancel()
+
+    def _abandon(self, submitted: _Submitted) -> bool:
+        """Take an operation back; False where its transaction has begun."""
+        with self._wake:
+            submitted.abandoned = not submitted.taken
+            return submitted.abandoned
 
     async def close(self) -> None:
         """Write what is pending, then close the connection."""
@@ -116,11 +129,12 @@ class Committer:
             started = time.perf_counter()
             try:
                 driver = driver or self._open_driver()
-                driver.run(partial(_apply, group))
-            except Exception as error:  # whatever the driver raised, those who wait must hear of it
-                if not isinstance(error, LedgerUnavailable):
-                    log.error("ledger_write_failed", exc_info=error)
+                driver.run(partial(self._apply, group))
+            except LedgerUnavailable as error:
                 self._tell(group, error)
+            except Exception as error:  # whatever the driver raised, those who wait must hear of it
+                log.error("ledger_write_failed", exc_info=error)
+                self._tell(group, LedgerUnavailable(f"writing failed: {error!r}"))
             else:
                 self._observe_commit_s(time.perf_counter() - started)
                 self._tell(group, None)
@@ -137,7 +151,7 @@ class Committer:
                 count = 0
                 while self._pending and count < GROUP_MAX_ROWS:
                     one = self._pending.popleft()
-                    if one.abandoned:  # nobody waits any more: it must not be written behind their back
+                    if one.abandoned:
                         continue
                     keys = taken.setdefault(one.operation.name, set())
                     if keys & one.keys:
@@ -151,6 +165,20 @@ class Committer:
                     return group
                 self._wake.wait()
 
+    def _apply(self, group: list[_Submitted], transaction: Transaction) -> None:
+        """Write what is still wanted now that the transaction has begun: it may have waited for its lock."""
+        by_kind: dict[str, list[_Submitted]] = {}
+        with self._wake:
+            for one in group:
+                one.taken = not one.abandoned
+                if one.taken:
+                    by_kind.setdefault(one.operation.name, []).append(one)
+        for same_kind in by_kind.values():
+            operation = same_kind[0].operation
+            owner = {key: one for one in same_kind for key in one.keys}
+            for row in operation.apply(transaction, [row for one in same_kind for row in one.rows]):
+                owner[row[operation.key]].answered.append(row)
+
     def _tell(self, group: list[_Submitted], error: Exception | None) -> None:
         def answer() -> None:
             for one in group:
@@ -163,16 +191,3 @@ class Committer:
 
         if not self._loop.is_closed():
             self._loop.call_soon_threadsafe(answer)
-
-
-def _apply(group: list[_Submitted], transaction: Transaction) -> None:
-    by_kind: dict[str, list[_Submitted]] = {}
-    for one in group:
-        by_kind.setdefault(one.operation.name, []).append(one)
-    for same_kind in by_kind.values():
-        operation = same_kind[0].operation
-        owner = {key: one for one in same_kind for key in one.keys}
-        for one in same_kind:
-            one.answered = []
-        for row in operation.apply(transaction, [row for one in same_kind for row in one.rows]):
-            owner[row[operation.key]].answered.append(row)

@@ -14,6 +14,7 @@ from services.ledger.committer import Committer, Operation, Row, Transaction
 Answer = TypeVar("Answer")
 SQLITE_SCHEME = "sqlite:///"
 READ_DEADLINE_S = 5.0
+RETRY_PAUSE_S = 0.5
 
 
 class LedgerConnection:
@@ -40,21 +41,26 @@ class LedgerConnection:
 
 @contextlib.asynccontextmanager
 async def open_ledger(
-    url: str, *, shared: bool, speed: float, observe_commit_s: Callable[[float], object]
+    url: str,
+    *,
+    shared: bool,
+    speed: float,
+    startup_timeout_s: float,
+    observe_commit_s: Callable[[float], object],
 ) -> AsyncIterator[LedgerConnection]:
     """Open the ledger at `url`, making it where there is none, and agree with it on the simulation speed.
 
-    `shared` tells that its users are on several hosts. Raises `Misconfigured` for an address or a file that
-    cannot be used, and for another speed than the ledger's sessions run at.
+    `shared` tells that its users are on several hosts; a busy ledger is waited for. Raises `Misconfigured`
+    for an address or a file that cannot be used, and for another speed than the ledger's sessions run at.
     """
     path = _sqlite_path(url, shared=shared)
-    await asyncio.to_thread(sqlite.prepare, path)
+    await asyncio.to_thread(sqlite.prepare, path, startup_timeout_s)
     committer = Committer(lambda: sqlite.SqliteDriver(path), observe_commit_s=observe_commit_s)
     reader = sqlite.SqliteReader(path)
     thread = ThreadPoolExecutor(1, "ledger-reader")
     try:
         connection = LedgerConnection(committer, reader, thread)
-        await _agree_on_speed(connection, speed)
+        await _agree_on_speed(connection, speed, startup_timeout_s)
         yield connection
     finally:
         await committer.close()
@@ -84,11 +90,17 @@ def _speed_kept(transaction: Transaction, rows: list[Row]) -> list[Row]:
 AGREE_ON_SPEED = Operation("agree_on_speed", "speed", _speed_kept)
 
 
-async def _agree_on_speed(connection: LedgerConnection, speed: float) -> None:
-    try:
-        answer = (await connection.write(AGREE_ON_SPEED, [{"speed": f"{speed:g}"}]))[0]
-    except LedgerUnavailable as error:
-        raise Misconfigured(f"EVENLOAD_LEDGER_URL: the ledger cannot be written: {error}") from None
+async def _agree_on_speed(connection: LedgerConnection, speed: float, startup_timeout_s: float) -> None:
+    loop = asyncio.get_running_loop()
+    give_up_at = loop.time() + startup_timeout_s
+    while True:
+        try:
+            answer = (await connection.write(AGREE_ON_SPEED, [{"speed": f"{speed:g}"}]))[0]
+            break
+        except LedgerUnavailable as error:
+            if loop.time() > give_up_at:
+                raise Misconfigured(f"EVENLOAD_LEDGER_URL: the ledger cannot be written: {error}") from None
+            await asyncio.sleep(RETRY_PAUSE_S)
     if answer["kept"] != answer["speed"]:
         raise Misconfigured(
             f"EVENLOAD_SPEED is {answer['speed']}, but the sessions of this ledger run at {answer['kept']}: "

@@ -18,8 +18,8 @@ class Dispatch(Protocol):
     async def waiting(self, hints: Sequence[Hint]) -> list[Waiting]:
         """Those of `hints` that are still accepted at that attempt, in the order of the waiting room."""
 
-    async def waiting_first(self, most: int, older_than_ms: int) -> list[Waiting]:
-        """The head of the waiting room, without rows that changed less than `older_than_ms` ago."""
+    async def waiting_first(self, most: int, older_than_ms: int, full_zones: Sequence[str]) -> list[Waiting]:
+        """The head of the waiting room, without `full_zones` and rows that changed less than `older_than_ms` ago."""
 
     async def assign(self, assignments: Sequence[Assignment]) -> set[str]:
         """Accepted at that attempt → assigned, one attempt higher; the ids of those that changed."""
@@ -77,10 +77,12 @@ class LedgerDispatch:
         """See `Dispatch.waiting`."""
         return _waiting(await self._connection.read(lambda it: it.execute(statements.WAITING_NAMED, hints)))
 
-    async def waiting_first(self, most: int, older_than_ms: int) -> list[Waiting]:
+    async def waiting_first(self, most: int, older_than_ms: int, full_zones: Sequence[str]) -> list[Waiting]:
         """See `Dispatch.waiting_first`."""
         rows = await self._connection.read(
-            lambda it: it.execute(statements.WAITING_FIRST, most=most, older_than_ms=older_than_ms)
+            lambda it: it.execute(
+                statements.WAITING_FIRST, [[zone] for zone in full_zones], most=most, older_than_ms=older_than_ms
+            )
         )
         return _waiting(rows)
 

@@ -5,6 +5,7 @@ import fcntl
 import json
 import os
 import sqlite3
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ _WRITER_PRAGMAS = (
     "PRAGMA wal_autocheckpoint = 1000",
     "PRAGMA temp_store = MEMORY",
 )
+LOCK_POLL_S = 0.05
 _READER_PRAGMAS = ("PRAGMA query_only = ON", "PRAGMA busy_timeout = 5000", "PRAGMA temp_store = MEMORY")
 
 
@@ -100,10 +102,10 @@ def lock_path(path: Path) -> Path:
     return path.with_name(path.name + ".lock")
 
 
-def prepare(path: Path) -> None:
+def prepare(path: Path, give_up_after_s: float) -> None:
     """Make the ledger file where there is none, and refuse one that is not ours to write, untouched.
 
-    Raises `Misconfigured` with the cause and the cure.
+    Raises `Misconfigured` with the cause and the cure, also where another process holds the lock too long.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -111,6 +113,7 @@ def prepare(path: Path) -> None:
     except OSError as error:
         raise Misconfigured(f"EVENLOAD_LEDGER_URL: {path} cannot be used: {error.strerror}") from None
     try:
+        _lock_within(lock, path, give_up_after_s)
         with _lock_held(lock):
             if path.exists() and path.stat().st_size > 0 and not _is_blank(path):
                 _refuse_foreign(path)
@@ -154,6 +157,21 @@ def _connect(path: Path, pragmas: Sequence[str]) -> sqlite3.Connection:
     for pragma in pragmas:
         connection.execute(pragma)
     return connection
+
+
+def _lock_within(lock: int, path: Path, seconds: float) -> None:
+    """Take the lock, polling: a thread that waits for it inside the kernel could not be told to stop."""
+    give_up_at = time.monotonic() + seconds
+    while True:
+        try:
+            return fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > give_up_at:
+                raise Misconfigured(
+                    f"EVENLOAD_LEDGER_URL: another process has held {lock_path(path)} for {seconds:g} s: "
+                    "end the one that stands still"
+                ) from None
+            time.sleep(LOCK_POLL_S)
 
 
 @contextlib.contextmanager

@@ -92,6 +92,7 @@ ORDER BY q.priority DESC, q.wait_until_ms, q.arrival
 WAITING_FIRST = """
 SELECT id, attempt, power_max_w, zone FROM request
 WHERE status = 'accepted' AND wait_until_ms > {now} AND changed_at_ms <= {now} - :older_than_ms
+  AND (zone IS NULL OR zone NOT IN (SELECT full_zone FROM {rows: full_zone} AS r))
 ORDER BY priority DESC, wait_until_ms, arrival
 LIMIT :most
 """
@@ -167,7 +168,14 @@ FROM (
       AND q.wait_until_ms > {now}
 ) AS r
 WHERE request.id = r.id AND request.status = 'assigned' AND request.attempt = r.attempt
-RETURNING id, attempt, substation, epoch, claim_number, power_max_w, energy_requested_j, energy_delivered_j
+RETURNING id, substation, claim_number
+"""
+CLAIMED = """
+SELECT q.id, q.attempt, q.substation, q.epoch, q.claim_number, q.power_max_w, q.energy_requested_j,
+       q.energy_delivered_j
+FROM {rows: id, attempt, substation, epoch} AS r JOIN request AS q ON q.id = r.id
+WHERE q.status = 'charging' AND q.attempt = r.attempt AND q.substation = r.substation AND q.epoch = r.epoch
+ORDER BY q.claim_number
 """
 COUNT_CLAIMS = """
 UPDATE substation SET claims_total = r.total FROM {rows: id, total} AS r
@@ -196,6 +204,11 @@ FROM (
 ) AS r
 WHERE request.id = r.id AND request.status = 'charging' AND request.attempt = r.attempt AND request.epoch = r.epoch
 RETURNING id, substation, end_number
+"""
+ENDED = """
+SELECT q.id, q.end_number
+FROM {rows: id, attempt, substation, epoch} AS r JOIN request AS q ON q.id = r.id
+WHERE q.end_number IS NOT NULL AND q.attempt = r.attempt AND q.substation = r.substation AND q.epoch = r.epoch
 """
 COUNT_ENDS = """
 UPDATE substation SET ends_total = r.total FROM {rows: id, total} AS r

@@ -15,6 +15,7 @@ def main() -> None:
     """Wait for the end of standard input, then end whatever of the run is left."""
     for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(signum, signal.SIG_IGN)
+    print("watching", flush=True)  # noqa: T201 (the supervisor waits for it)
     sys.stdin.buffer.read()
     leftovers.end(leftovers.of_run(sys.argv[1]), GRACE_S)
     # What started while the others were ending, a restart in a process's own hands, say.

@@ -84,6 +84,8 @@ def _unpack(cache: Path, say: Say) -> RabbitInstallation:
     with _locked(cache):
         # Somebody else may have unpacked it while this process waited for the lock.
         if _unpacked(copy) is None:
+            for stale in cache.glob("unpacking-*"):  # of a process that was killed
+                shutil.rmtree(stale, ignore_errors=True)
             with tempfile.TemporaryDirectory(dir=cache, prefix="unpacking-") as scratch:
                 _fetch(Path(scratch), say)
                 root = Path(scratch) / "root"
@@ -129,8 +131,8 @@ def _relocate_erlang(root: Path, final: Path) -> None:
     erlang = root / _ERLANG_ROOT.lstrip("/")
     for script in (*erlang.glob("bin/*"), *erlang.glob("erts-*/bin/*")):
         if script.name in ("erl", "start", "start_erl") and script.is_file() and not script.is_symlink():
-            text = script.read_text(encoding="latin-1")
-            script.write_text(text.replace(_ERLANG_ROOT, f"{final}{_ERLANG_ROOT}"), encoding="latin-1")
+            own_root = os.fsencode(final) + _ERLANG_ROOT.encode()
+            script.write_bytes(script.read_bytes().replace(_ERLANG_ROOT.encode(), own_root))
 
 
 def _step(command: list[str], what: str, cwd: Path) -> str:

@@ -17,5 +17,5 @@ class ProcessSpec:
     is_ready: Callable[[], Awaitable[bool]]
     cwd: Path | None = None
     ready_within_s: float = 40
-    stops_within_s: float = 7
+    stops_within_s: float = 8
     """After SIGTERM; then it is killed."""

@@ -73,7 +73,7 @@ class PrivateBroker:
             is_ready=lambda: _speaks_amqp(self.ports.amqp),
             cwd=self.data,  # where Mnesia leaves its dumps
             ready_within_s=90,
-            stops_within_s=9,
+            stops_within_s=8,
         )
         return epmd, node
 
@@ -121,7 +121,7 @@ def prepare_broker(installation: RabbitInstallation, data: Path, ports: BrokerPo
         f"listeners.tcp.1 = {HOST}:{ports.amqp}\n"
         f"management.tcp.ip = {HOST}\nmanagement.tcp.port = {ports.console}\n"
         f"prometheus.tcp.ip = {HOST}\nprometheus.tcp.port = {ports.metrics}\n"
-        f"load_definitions = {data / 'definitions.json'}\n"
+        "load_definitions = definitions.json\n"  # beside the node's working folder: a path may hold a "#"
         f"vm_memory_high_watermark.absolute = {MEMORY_WATERMARK}\n"
         f"disk_free_limit.absolute = {DISK_FREE_LIMIT}\n"
         "log.console = true\nlog.console.level = warning\n"
@@ -136,9 +136,11 @@ def _kept(path: Path, make: Callable[[], str], mode: int = 0o600) -> str:
 
 
 def _write_private(path: Path, text: str, mode: int = 0o600) -> None:
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
-    with os.fdopen(descriptor, "w") as file:
+    part = path.with_name(path.name + ".part")
+    part.unlink(missing_ok=True)
+    with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "w") as file:
         file.write(text)
+    part.replace(path)  # whole or not at all
 
 
 async def _accepts(port: int) -> bool:

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import errno
 import fcntl
 import os
 import secrets
@@ -21,10 +22,11 @@ from services.local import leftovers
 from services.local.packages import find_rabbitmq
 from services.local.process import ProcessSpec
 from services.local.rabbitmq import HOST, BrokerPorts, PrivateBroker, prepare_broker
-from services.local.supervisor import Say, Supervisor
+from services.local.supervisor import Say, StackEnded, Supervisor
 from services.settings import LocalSettings
 
-GATEWAY_PORT = 8080
+PYTHON_MODULE = (sys.executable, "-P", "-m")
+"""-P: a file in the user's folder must not stand in for one of our modules."""
 LEFTOVER_GRACE_S = 8.0
 
 
@@ -65,15 +67,15 @@ def up(settings: LocalSettings, say: Say) -> int:
 
 
 def _plan(settings: LocalSettings) -> Plan:
-    data = settings.data_dir.absolute()
+    data = settings.data_dir.resolve()
     try:
         (data / "logs").mkdir(parents=True, exist_ok=True)
+        for folder in (data, data / "logs"):
+            if not os.access(folder, os.R_OK | os.W_OK | os.X_OK):
+                raise PermissionError(errno.EACCES, f"it belongs to {folder.owner()}")
     except OSError as error:
         raise Misconfigured(f"EVENLOAD_DATA_DIR: {data} cannot be written: {error.strerror}") from None
-    text = os.environ.get("EVENLOAD_GATEWAY_PORT") or str(GATEWAY_PORT)
-    if not text.isdecimal() or not 1 <= int(text) <= 65535:
-        raise Misconfigured(f"EVENLOAD_GATEWAY_PORT: a port from 1 to 65535 is needed (got {text!r})")
-    return Plan(settings, data, load_grid(settings.grid), int(text), secrets.token_hex(8))
+    return Plan(settings, data, load_grid(settings.grid), settings.gateway_port, secrets.token_hex(8))
 
 
 async def _run(plan: Plan, say: Say) -> int:
@@ -102,7 +104,7 @@ async def _work(plan: Plan, say: Say) -> None:
         await _start_services(plan, supervisor, broker, say)
         _tell(plan, supervisor, broker, say)
         ended = asyncio.create_task(supervisor.until_ended())
-        rush = asyncio.create_task(_first_rush(plan)) if plan.settings.first_rush else None
+        rush = asyncio.create_task(_first_rush(plan, say)) if plan.settings.first_rush else None
         try:
             await ended
         finally:
@@ -115,24 +117,21 @@ async def _work(plan: Plan, say: Say) -> None:
 @contextlib.asynccontextmanager
 async def _supervised(plan: Plan, say: Say) -> AsyncIterator[Supervisor]:
     guardian = await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-m",
+        *PYTHON_MODULE,
         "services.local.guardian",
         plan.run,
         stdin=asyncio.subprocess.PIPE,
-        stdout=asyncio.subprocess.DEVNULL,
-        stderr=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
         start_new_session=True,
     )
+    if guardian.stdout is None or not await guardian.stdout.readline():
+        raise StackEnded("the guardian, which ends the stack should this process be killed, does not start")
     supervisor = Supervisor(leftovers.marks(plan.data, plan.run), say)
     try:
         yield supervisor
     finally:
         # Services first: they write their last words to the ledger and settle with the broker.
-        services = [name for name in supervisor.pids() if name not in ("epmd", "rabbitmq")]
-        await supervisor.stop(services)
-        await supervisor.stop(["rabbitmq"])
-        await supervisor.stop()
+        await supervisor.stop(last=("rabbitmq", "epmd"))
         if guardian.stdin is not None:
             guardian.stdin.close()
         await guardian.wait()
@@ -197,21 +196,26 @@ def _service(
         environment["EVENLOAD_AMQP_URL"] = broker.amqp_url(package.removesuffix("s"))
     return ProcessSpec(
         name=name,
-        argv=(sys.executable, "-m", package),
+        argv=(*PYTHON_MODULE, package),
         environment=environment,
         log=plan.logs / f"{name}.log",
         is_ready=is_ready,
     )
 
 
-async def _first_rush(plan: Plan) -> None:
+async def _first_rush(plan: Plan, say: Say) -> None:
+    # Through `say`, not to the terminal: a bar of its own would wipe the supervisor's lines.
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "services.cli.main", "rush", "--url", plan.gateway_url, "--until", "ended",
+        *PYTHON_MODULE, "services.cli.main", "rush", "--url", plan.gateway_url, "--until", "ended",
         stdin=asyncio.subprocess.DEVNULL,
-        env={**os.environ, **leftovers.marks(plan.data, plan.run)},
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+        env={"COLUMNS": "100", **os.environ, **leftovers.marks(plan.data, plan.run), "PYTHONIOENCODING": "utf-8"},
         start_new_session=True,
     )  # fmt: skip
     try:
+        while process.stdout is not None and (line := await process.stdout.readline()):
+            say(line.decode().rstrip())
         await process.wait()
     finally:
         if process.returncode is None:
@@ -232,8 +236,8 @@ def _tell(plan: Plan, supervisor: Supervisor, broker: PrivateBroker | None, say:
 
 def cache_dir(settings: LocalSettings) -> Path:
     """Where unpacked packages are kept, for all checkouts of a user."""
-    default = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "evenload"
-    return (settings.cache_dir or default).absolute()
+    home_cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")  # noqa: PTH111 (no home: no error)
+    return (settings.cache_dir or Path(home_cache) / "evenload").absolute()
 
 
 def free_ports(count: int) -> list[int]:

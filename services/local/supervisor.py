@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import json
 import os
 import signal
 import time
@@ -34,7 +35,7 @@ class Supervisor:
         self._processes: dict[str, asyncio.subprocess.Process] = {}
         self._specs: dict[str, ProcessSpec] = {}
         self._keepers: dict[str, asyncio.Task[None]] = {}
-        self._stopping = False
+        self._were_ready: set[str] = set()
         self._ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def pids(self) -> dict[str, int]:
@@ -49,19 +50,22 @@ class Supervisor:
         self._keepers[spec.name] = keeper
         keeper.add_done_callback(self._note_end)
         await self._until_ready(spec)
+        self._were_ready.add(spec.name)
 
     async def until_ended(self) -> None:
         """Wait until the stack cannot go on; raises `StackEnded`."""
         await asyncio.shield(self._ended)
 
-    async def stop(self, names: Sequence[str] | None = None) -> None:
-        """End processes (all, if none is named) with SIGTERM, then SIGKILL for who stays."""
-        self._stopping = True
-        chosen = list(self._processes) if names is None else [name for name in names if name in self._processes]
-        for name in chosen:
-            if name in self._keepers:
-                self._keepers[name].cancel()
-        await asyncio.gather(*(self._end(name) for name in chosen))
+    async def stop(self, last: Sequence[str] = ()) -> None:
+        """End all processes with SIGTERM, then SIGKILL for who stays; those in `last` one by one after the others."""
+        keepers = list(self._keepers.values())
+        for keeper in keepers:
+            keeper.cancel()
+        await asyncio.gather(*keepers, return_exceptions=True)
+        await asyncio.gather(*(self._end(name) for name in self._processes if name not in last))
+        for name in last:
+            if name in self._processes:
+                await self._end(name)
 
     async def _spawn(self, spec: ProcessSpec) -> None:
         with spec.log.open("ab") as log:
@@ -79,11 +83,9 @@ class Supervisor:
         deaths: list[float] = []
         while True:
             code = await self._processes[spec.name].wait()
-            if self._stopping:
-                return
             now = time.monotonic()
             deaths = [at for at in deaths if now - at < DEATHS_WITHIN_S] + [now]
-            if code == EXIT_MISCONFIGURED:
+            if code == EXIT_MISCONFIGURED and spec.name not in self._were_ready:
                 raise StackEnded(f"{spec.name} refuses to start:\n{last_lines(spec.log)}")
             if len(deaths) >= DEATHS_MAX:
                 raise StackEnded(
@@ -131,12 +133,22 @@ class Supervisor:
 
 
 def last_lines(log: Path) -> str:
-    """The end of a log file, indented."""
+    """The end of a log file, indented; of a structured line its event and what it says of a cause."""
     try:
         lines = log.read_text(errors="replace").splitlines()[-LAST_LINES:]
     except OSError:
         lines = ["(no log)"]
-    return "\n".join(f"    {line}" for line in lines)
+    return "\n".join(f"    {_readable(line)}" for line in lines)
+
+
+def _readable(line: str) -> str:
+    try:
+        entry = json.loads(line)
+        words = [entry["timestamp"], entry["level"], entry["event"]]
+    except (ValueError, KeyError, TypeError):
+        return line
+    trace = str(entry.get("exception", "")).strip().splitlines()
+    return " ".join(str(word) for word in [*words, entry.get("cause", ""), *trace[-1:]] if word)
 
 
 def _say_code(code: int) -> str:

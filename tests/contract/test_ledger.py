@@ -91,7 +91,9 @@ def registration(substation="north", **changes):
 
 
 def opened(path, *, speed=60.0, shared=False):
-    return open_ledger(f"sqlite:///{path}", shared=shared, speed=speed, observe_commit_s=lambda _seconds: None)
+    return open_ledger(
+        f"sqlite:///{path}", shared=shared, speed=speed, startup_timeout_s=5, observe_commit_s=lambda _seconds: None
+    )
 
 
 def all_histories(path):
@@ -284,12 +286,41 @@ async def test_claiming_needs_the_right_attempt_substation_and_epoch(ledger, att
 
 async def test_claiming_needs_an_assigned_request(ledger):
     await ledger.accepted("accepted")
-    await ledger.claimed("charging")
     await ledger.ended("completed")
 
-    hints = [Hint(one, attempt) for one in ("accepted", "charging", "completed", "nobody") for attempt in (0, 1)]
+    hints = [Hint(one, attempt) for one in ("accepted", "completed", "nobody") for attempt in (0, 1)]
 
     assert await ledger.charging.claim(hints, "north", 1) == []
+
+
+async def test_a_claim_whose_answer_was_lost_is_answered_again_and_made_once(ledger):
+    await ledger.assigned("r", "s")
+    [first] = await ledger.charging.claim([Hint("r", 1)], "north", 1)
+
+    again = await ledger.charging.claim([Hint("r", 1), Hint("s", 1)], "north", 1)
+
+    assert [(one.request_id, one.claim_number) for one in again] == [("r", first.claim_number), ("s", 2)]
+    assert await ledger.charging.claim([Hint("r", 1)], "north", 2) == []
+    assert await ledger.charging.claim([Hint("r", 1)], "east", 1) == []
+
+
+async def test_an_end_whose_answer_was_lost_is_answered_again_and_made_once(ledger):
+    await ledger.claimed("r", "s")
+    first = await ledger.charging.end([ending("r")])
+
+    again = await ledger.charging.end([ending("r"), ending("s")])
+
+    assert again == {"r": first["r"], "s": 2}
+    assert await ledger.dispatch.unseen([Known("north", 1, 2, 2)]) == []
+
+
+async def test_the_head_of_the_waiting_room_can_be_read_past_full_zones(ledger):
+    await ledger.accepted("a", zone="full")
+    await ledger.accepted("b")
+    await ledger.accepted("c", zone="open")
+
+    assert [one.request_id for one in await ledger.dispatch.waiting_first(2, 0, [])] == ["a", "b"]
+    assert [one.request_id for one in await ledger.dispatch.waiting_first(2, 0, ["full"])] == ["b", "c"]
 
 
 async def test_nothing_is_assigned_or_claimed_after_its_wait_has_passed(ledger, path):
@@ -339,9 +370,8 @@ async def test_ending_needs_the_right_attempt_substation_and_epoch(ledger, wrong
 async def test_ending_needs_a_charging_request_and_happens_once(ledger):
     await ledger.accepted("accepted")
     await ledger.assigned("assigned")
-    await ledger.ended("completed")
 
-    assert await ledger.charging.end([ending(one) for one in ("accepted", "assigned", "completed", "nobody")]) == {}
+    assert await ledger.charging.end([ending(one) for one in ("accepted", "assigned", "nobody")]) == {}
 
 
 async def test_an_end_never_takes_energy_back_that_was_told_before(ledger):
@@ -391,9 +421,9 @@ async def test_of_concurrent_claims_of_one_hint_exactly_one_wins(ledger, rival):
         *(one.charging.claim([Hint(request_id, 1)], "north", 1) for request_id in MANY for one in (ledger, rival) * 2)
     )
 
-    claims = [claim for answer in answers for claim in answer]
-    assert sorted(claim.request_id for claim in claims) == MANY
-    assert sorted(claim.claim_number for claim in claims) == list(range(1, len(MANY) + 1))
+    claims = {(claim.request_id, claim.claim_number) for answer in answers for claim in answer}
+    assert sorted(request_id for request_id, _ in claims) == MANY
+    assert sorted(number for _, number in claims) == list(range(1, len(MANY) + 1))
 
 
 async def test_of_a_claim_and_a_taking_back_at_the_same_time_exactly_one_wins(ledger, rival):
@@ -423,8 +453,9 @@ async def test_of_concurrent_ends_exactly_one_wins_and_the_numbers_have_no_gap(l
         *(one.charging.end([ending(request_id)]) for request_id in MANY for one in (ledger, rival))
     )
 
-    numbers = [number for answer in answers for number in answer.values()]
-    assert sorted(numbers) == list(range(1, len(MANY) + 1))
+    ends = {end for answer in answers for end in answer.items()}
+    assert sorted(request_id for request_id, _ in ends) == MANY
+    assert sorted(number for _, number in ends) == list(range(1, len(MANY) + 1))
 
 
 async def test_two_processes_that_make_the_same_ledger_at_once_share_it(tmp_path):
@@ -657,8 +688,8 @@ async def waiting_room(ledger):
 async def test_who_waits_stands_by_priority_then_deadline_then_arrival(ledger):
     order = await waiting_room(ledger)
 
-    assert [one.request_id for one in await ledger.dispatch.waiting_first(100, 0)] == order
-    assert [one.request_id for one in await ledger.dispatch.waiting_first(2, 0)] == order[:2]
+    assert [one.request_id for one in await ledger.dispatch.waiting_first(100, 0, [])] == order
+    assert [one.request_id for one in await ledger.dispatch.waiting_first(2, 0, [])] == order[:2]
     named = await ledger.dispatch.waiting([Hint(one, 0) for one in sorted(order)])
     assert [one.request_id for one in named] == order
 
@@ -668,7 +699,7 @@ async def test_of_one_deadline_the_earlier_arrival_stands_first(ledger):
     for one in ("z", "m", "a"):
         await ledger.accepted(one, wait_deadline_ms=deadline_ms)
 
-    assert [one.request_id for one in await ledger.dispatch.waiting_first(3, 0)] == ["z", "m", "a"]
+    assert [one.request_id for one in await ledger.dispatch.waiting_first(3, 0, [])] == ["z", "m", "a"]
 
 
 async def test_only_accepted_requests_of_that_attempt_wait(ledger, path):
@@ -688,13 +719,13 @@ async def test_only_accepted_requests_of_that_attempt_wait(ledger, path):
         ("waits", 0, 22_000, "west"),
         ("back", 1, 11_000, None),
     }
-    assert {one.request_id for one in await ledger.dispatch.waiting_first(100, 0)} == {"waits", "back"}
+    assert {one.request_id for one in await ledger.dispatch.waiting_first(100, 0, [])} == {"waits", "back"}
 
 
 async def test_the_head_of_the_waiting_room_leaves_out_who_has_just_come(ledger):
     await ledger.accepted("r")
 
-    assert await ledger.dispatch.waiting_first(100, 3_600_000) == []
+    assert await ledger.dispatch.waiting_first(100, 3_600_000, []) == []
 
 
 async def test_who_waited_too_long_expires_once_wherever_it_waits(ledger, path):
@@ -907,7 +938,9 @@ async def test_a_sqlite_file_for_several_hosts_is_refused_before_it_is_made(tmp_
 @pytest.mark.parametrize("url", ["oracle://host/x", "/tmp/ledger.sqlite", "sqlite://ledger.sqlite", ""])  # noqa: S108
 async def test_an_address_that_names_no_ledger_is_refused(url):
     with pytest.raises(Misconfigured, match="EVENLOAD_LEDGER_URL"):
-        async with open_ledger(url, shared=False, speed=60, observe_commit_s=lambda _seconds: None):
+        async with open_ledger(
+            url, shared=False, speed=60, startup_timeout_s=5, observe_commit_s=lambda _seconds: None
+        ):
             pass
 
 

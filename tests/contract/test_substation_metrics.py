@@ -39,8 +39,8 @@ def substation(substation_id="north", *, sessions=0, ends=0, **changes):
         energy_j = 1 if number <= ends else 36_000_000
         one.start(Claimed(f"r{number}", 1, substation_id, one.epoch, number, 11_000, energy_j, 0))
     one.tick(0.0)
-    for number, ending in enumerate(one.tick(1.0), 1):
-        one.finish(ending.request_id, number, 1.0)
+    for ending in one.tick(1.0):
+        one.finish(ending.request_id, 1.0, counts=True)
     one.tick(2.0)
     return one
 

@@ -40,7 +40,7 @@ class Stack:
             command,
             cwd=cwd,
             env={
-                **os.environ,
+                **{name: value for name, value in os.environ.items() if not name.startswith("EVENLOAD_")},
                 "EVENLOAD_DATA_DIR": str(data),
                 "EVENLOAD_GATEWAY_PORT": str(port),
                 "EVENLOAD_FIRST_RUSH": "0",

@@ -168,17 +168,35 @@ async def test_what_nobody_waits_for_any_more_is_not_written_behind_their_back(d
     assert driver.transactions == [[["first"]], [["stays"]]]
 
 
-async def test_what_ran_past_its_deadline_is_told_and_is_not_written_later(driver):
+async def test_what_waits_for_the_lock_past_its_deadline_is_never_written(driver):
     committer = Committer(lambda: driver, deadline_s=0.02)
-    held = driver.hold_next()
-    begun = asyncio.create_task(committer.submit(WRITE, rows("begun")))
+    held = driver.hold_next()  # the driver has the group, and waits for another process's lock
+    waiting = asyncio.create_task(committer.submit(WRITE, rows("waiting")))
     await asyncio.to_thread(held.begun.wait, PATIENCE_S)
-    with pytest.raises(LedgerUnavailable, match="no commit of other"):
-        await committer.submit(OTHER, rows("waiting"))
-    with pytest.raises(LedgerUnavailable, match="no commit of write"):
-        await begun
+    with pytest.raises(LedgerUnavailable, match="other could not begin"):
+        await committer.submit(OTHER, rows("behind"))
+    with pytest.raises(LedgerUnavailable, match="write could not begin"):
+        await waiting
 
     held.go_on.set()
+    await committer.close()
+    assert await asyncio.to_thread(driver.closed.wait, PATIENCE_S)
+
+    assert driver.transactions == [[]]
+
+
+async def test_what_has_begun_by_its_deadline_is_told_to_be_unknown(driver):
+    inside = Held()
+
+    def write_slowly(transaction, some):
+        inside.begun.set()
+        assert inside.go_on.wait(PATIENCE_S)
+        return _write(transaction, some)
+
+    committer = Committer(lambda: driver, deadline_s=0.02)
+    with pytest.raises(LedgerUnavailable, match="unknown"):
+        await committer.submit(Operation("slow", "key", write_slowly), rows("begun"))
+    inside.go_on.set()
     await committer.close()
     assert await asyncio.to_thread(driver.closed.wait, PATIENCE_S)
 
@@ -194,7 +212,8 @@ async def test_a_drivers_error_reaches_everybody_in_the_transaction_and_nobody_e
         )
     outcomes = await asyncio.gather(*tasks, return_exceptions=True)
 
-    assert outcomes == [fault, fault, fault, [{"key": "a", "wrote": "A"}]]
+    assert all(isinstance(one, LedgerUnavailable) and str(fault) in str(one) for one in outcomes[:3])
+    assert outcomes[3] == [{"key": "a", "wrote": "A"}]
     assert driver.transactions == [[["first"]], [["a"]]]
 
 

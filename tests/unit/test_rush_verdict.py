@@ -52,14 +52,18 @@ def test_who_was_not_claimed_in_time_is_counted():
     assert said[1].startswith("even")
 
 
-def test_refusals_are_told_by_cause_and_count_as_not_claimed():
-    said = verdict(rush(claimed=116, refused={"503: later": 3, "no route": 1}), [29] * 4, table(1, 1, 1, 1))
+def test_refusals_are_told_by_cause_and_nobody_waits_for_them():
+    said = verdict(rush(claimed=114, refused={"503: later": 3, "no route": 1}), [28, 28, 29, 29], table(1, 1, 1, 1))
 
     assert said[:3] == [
         "3 refused: 503: later",
         "1 refused: no route",
-        "4 of 120 had not been claimed within 900 s",
+        "2 of 116 had not been claimed within 900 s",
     ]
+
+
+def test_where_nobody_charges_nothing_is_called_even():
+    assert verdict(rush(2, claimed=0, refused={"422: no": 2}), [0] * 4, table(0, 0, 0, 0)) == ["2 refused: 422: no"]
 
 
 def test_without_any_substation_there_is_nothing_to_judge():
