@@ -1,9 +1,14 @@
 """Parts that many tests share: one real RabbitMQ for all of them, started when the first one asks."""
 
+import hypothesis
 import pytest
 from harness.broker import fresh_vhost, running_broker
 
 from services.local.stack import free_ports
+
+# How long an example takes says nothing on a machine where others work too.
+hypothesis.settings.register_profile("evenload", deadline=None)
+hypothesis.settings.load_profile("evenload")
 
 
 @pytest.fixture(scope="session")

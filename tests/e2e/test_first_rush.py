@@ -18,6 +18,7 @@ def test_make_run_serves_its_first_rush_evenly_and_leaves_nothing_behind(tmp_pat
             assert int(of_the_first) >= 3, (substation, stack.output)
         assert sum(int(requests) for _, requests, _ in rows) == 120
         assert "even: 30 requests a substation" in stack.output
-        # make dies of the signal it passed on.
-        assert stack.stop(signal.SIGTERM) in (0, 2, -signal.SIGTERM)
+        # Sessions run in simulated time, so this is a property of the simulation, not of the machine.
+        assert int(stack.until_said(r"have ended, (\d+) s after").group(1)) <= 75
+        stack.stop(signal.SIGTERM)
         assert "everything is down" in stack.output
