@@ -4,9 +4,11 @@ import contextlib
 import io
 import os
 import sys
+from functools import partial
 from typing import Annotated, Literal, NoReturn
 
 import typer
+from rich.console import Console
 
 from services.cli import rush as rushing
 from services.errors import Misconfigured
@@ -36,7 +38,8 @@ def up() -> None:
 
     try:
         refuse_unknown(os.environ, None)
-        code = stack_up(load(LocalSettings), _say)
+        console = rushing.make_console()
+        code = stack_up(load(LocalSettings), partial(_say, console), partial(rushing.first_rush, console))
     except Misconfigured as error:
         _fail(str(error), EXIT_MISCONFIGURED)
     except StackEnded as error:
@@ -69,9 +72,9 @@ def rush(
         sys.exit(130)
 
 
-def _say(line: str) -> None:
+def _say(console: Console, line: str) -> None:
     with contextlib.suppress(OSError):  # whoever read this has gone; the stack need not
-        print(line, flush=True)  # noqa: T201 (this is the terminal's output)
+        console.print(line, markup=False, soft_wrap=True)
 
 
 def _fail(text: str, code: int) -> NoReturn:

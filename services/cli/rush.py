@@ -5,6 +5,7 @@ import time
 import uuid
 from collections import Counter
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal, Self
 
 import aiohttp
@@ -26,6 +27,9 @@ LOAD_TABLE_SETTLED_S = 2.0
 """The table is told each second; after twice that it contains what was claimed before."""
 
 
+PLAIN_WIDTH = 110
+
+
 class GatewayUnusable(Exception):
     """The gateway does not answer, or answers what cannot be right; the text tells the cure."""
 
@@ -41,6 +45,10 @@ class RushPlan:
     until: Literal["claimed", "ended"]
     within_s: float
     url: str
+
+
+FIRST_RUSH = partial(RushPlan, 120, 10, 6, 11, "ended", 900)
+"""By its gateway's address: 120 equal requests of 6 kWh and 11 kW over 10 s."""
 
 
 @dataclass
@@ -82,7 +90,23 @@ class Rush:
 def run(plan: RushPlan) -> int:
     """Send and follow a rush; returns 0 where every request was accepted and reached `plan.until`."""
     checked_url(plan.url)
-    return asyncio.run(_run(plan, Console(highlight=False)))
+    return asyncio.run(_run(plan, make_console()))
+
+
+async def first_rush(console: Console, url: str) -> None:
+    """The rush that a stack begins with, shown on the stack's own console; what goes wrong is told, not raised."""
+    try:
+        await _run(FIRST_RUSH(url), console)
+    except GatewayUnusable as error:
+        console.print(f"the first rush ended early: {error}", markup=False)
+    except OSError:
+        return  # nobody reads the console any more
+
+
+def make_console() -> Console:
+    """A console for people; where its output goes to a file, lines are long enough for the table."""
+    console = Console(highlight=False)
+    return console if console.is_terminal else Console(highlight=False, width=PLAIN_WIDTH)
 
 
 async def _run(plan: RushPlan, console: Console) -> int:

@@ -9,9 +9,10 @@ import secrets
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 
@@ -24,6 +25,9 @@ from services.local.process import ProcessSpec
 from services.local.rabbitmq import HOST, BrokerPorts, PrivateBroker, prepare_broker
 from services.local.supervisor import Say, StackEnded, Supervisor
 from services.settings import LocalSettings
+
+FirstRush = Callable[[str], Coroutine[Any, Any, None]]
+"""Sends a rush to the gateway at an address and shows it; ends by itself."""
 
 PYTHON_MODULE = (sys.executable, "-P", "-m")
 """-P: a file in the user's folder must not stand in for one of our modules."""
@@ -51,8 +55,8 @@ class Plan:
         return self.data / "logs"
 
 
-def up(settings: LocalSettings, say: Say) -> int:
-    """Run the local stack until a signal; returns the exit code.
+def up(settings: LocalSettings, say: Say, first_rush: FirstRush) -> int:
+    """Run the local stack until a signal, and `first_rush` on its gateway; returns the exit code.
 
     Raises `Misconfigured` where it cannot start, `StackEnded` where it cannot go on.
     """
@@ -63,7 +67,7 @@ def up(settings: LocalSettings, say: Say) -> int:
             say(f"ending {len(left)} processes that an earlier start left behind")
             leftovers.end(left, LEFTOVER_GRACE_S)
         _refuse_taken_port(plan.gateway_port)
-        return asyncio.run(_run(plan, say))
+        return asyncio.run(_run(plan, say, first_rush))
 
 
 def _plan(settings: LocalSettings) -> Plan:
@@ -78,12 +82,12 @@ def _plan(settings: LocalSettings) -> Plan:
     return Plan(settings, data, load_grid(settings.grid), settings.gateway_port, secrets.token_hex(8))
 
 
-async def _run(plan: Plan, say: Say) -> int:
+async def _run(plan: Plan, say: Say, first_rush: FirstRush) -> int:
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
     for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         loop.add_signal_handler(signum, stopping.set)
-    working = asyncio.create_task(_work(plan, say))
+    working = asyncio.create_task(_work(plan, say, first_rush))
     stopped = asyncio.create_task(stopping.wait())
     await asyncio.wait({working, stopped}, return_when=asyncio.FIRST_COMPLETED)
     stopped.cancel()
@@ -98,13 +102,13 @@ async def _run(plan: Plan, say: Say) -> int:
     return 0
 
 
-async def _work(plan: Plan, say: Say) -> None:
+async def _work(plan: Plan, say: Say, first_rush: FirstRush) -> None:
     async with _supervised(plan, say) as supervisor:
         broker = await _start_broker(plan, supervisor, say)
         await _start_services(plan, supervisor, broker, say)
         _tell(plan, supervisor, broker, say)
         ended = asyncio.create_task(supervisor.until_ended())
-        rush = asyncio.create_task(_first_rush(plan, say)) if plan.settings.first_rush else None
+        rush = asyncio.create_task(first_rush(plan.gateway_url)) if plan.settings.first_rush else None
         try:
             await ended
         finally:
@@ -201,26 +205,6 @@ def _service(
         log=plan.logs / f"{name}.log",
         is_ready=is_ready,
     )
-
-
-async def _first_rush(plan: Plan, say: Say) -> None:
-    # Through `say`, not to the terminal: a bar of its own would wipe the supervisor's lines.
-    process = await asyncio.create_subprocess_exec(
-        *PYTHON_MODULE, "services.cli.main", "rush", "--url", plan.gateway_url, "--until", "ended",
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.STDOUT,
-        env={"COLUMNS": "100", **os.environ, **leftovers.marks(plan.data, plan.run), "PYTHONIOENCODING": "utf-8"},
-        start_new_session=True,
-    )  # fmt: skip
-    try:
-        while process.stdout is not None and (line := await process.stdout.readline()):
-            say(line.decode().rstrip())
-        await process.wait()
-    finally:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
 
 
 def _tell(plan: Plan, supervisor: Supervisor, broker: PrivateBroker | None, say: Say) -> None:
