@@ -40,8 +40,7 @@ lock: ## Renew the hashed requirement locks (needs uv)
 	uv pip compile $(LOCK_OPTIONS) pyproject.toml --group build -o requirements/runtime.txt
 	uv pip compile $(LOCK_OPTIONS) pyproject.toml --group dev -o requirements/dev.txt
 
-LOCK_OPTIONS := --quiet --upgrade --universal --python-version 3.11 --generate-hashes \
-	--no-emit-find-links --no-header --no-annotate
+LOCK_OPTIONS := --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-header --no-annotate
 
 clean: ## Remove the environment, the local stack's data and all caches of this checkout
 	@if [ -f .evenload/lock ] && command -v flock >/dev/null && ! flock -n .evenload/lock true; then \

@@ -11,6 +11,7 @@ import typer
 from rich.console import Console
 
 from services.cli import rush as rushing
+from services.cli.rush_report import RushPlan, make_console
 from services.errors import Misconfigured
 from services.settings import LocalSettings, load, refuse_unknown
 
@@ -38,7 +39,7 @@ def up() -> None:
 
     try:
         refuse_unknown(os.environ, None)
-        console = rushing.make_console()
+        console = make_console()
         code = stack_up(load(LocalSettings), partial(_say, console), partial(rushing.first_rush, console))
     except Misconfigured as error:
         _fail(str(error), EXIT_MISCONFIGURED)
@@ -62,7 +63,7 @@ def rush(
     """Send a rush of equal requests and show how it was distributed."""
     try:
         url = url or f"http://127.0.0.1:{load(LocalSettings).gateway_port}"
-        plan = rushing.RushPlan(requests, over, energy_kwh, power_kw, until, within, url)
+        plan = RushPlan(requests, over, energy_kwh, power_kw, until, within, url)
         sys.exit(rushing.run(plan))
     except rushing.GatewayUnusable as error:
         _fail(str(error), EXIT_FAILED)

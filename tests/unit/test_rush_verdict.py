@@ -2,7 +2,7 @@ from collections import Counter
 
 import pytest
 
-from services.cli.rush import Request, Rush, RushPlan, verdict
+from services.cli.rush_report import Request, Rush, RushPlan, verdict
 
 
 def rush(requests=120, claimed=None, *, older_sessions=0, refused=()):

@@ -1,0 +1,138 @@
+"""Which files are used as a ledger, and which are refused, untouched."""
+
+import contextlib
+import shutil
+import sqlite3
+
+import pytest
+from harness.ledger import (
+    MANY,
+    Ledger,
+    new_request,
+    opened,
+    registration,
+)
+
+from services.errors import LedgerUnavailable, Misconfigured
+from services.ledger.connection import open_ledger
+from services.ledger.states import Status
+
+
+async def refusal(*args, **changes):
+    with pytest.raises(Misconfigured) as caught:
+        async with opened(*args, **changes):
+            pass
+    return str(caught.value)
+
+
+async def test_a_ledger_is_kept_over_a_restart(path):
+    async with opened(path) as connection:
+        await Ledger(connection).accepted("r")
+
+    async with opened(path) as connection:
+        assert await Ledger(connection).status("r") == Status.ACCEPTED
+
+
+async def test_a_ledger_whose_processes_were_killed_opens_with_everything_that_was_committed(ledger, path, tmp_path):
+    await ledger.claimed(*MANY)
+    left = tmp_path / "left" / "ledger.sqlite"
+    left.parent.mkdir()
+    for suffix in ("", "-wal"):  # what lies on the disk at this moment, nothing was closed
+        shutil.copyfile(f"{path}{suffix}", f"{left}{suffix}")
+
+    async with opened(left) as connection:
+        (tenure,) = await Ledger(connection).charging.register([registration("north")])
+
+    assert {one.request_id for one in tenure.resumed} == set(MANY)
+
+
+async def test_a_ledger_whose_making_was_cut_short_is_made_anew(path):
+    with contextlib.closing(sqlite3.connect(path)) as database:
+        database.execute("PRAGMA journal_mode = WAL")
+    assert path.stat().st_size > 0
+
+    async with opened(path) as connection:
+        await Ledger(connection).accepted("r")
+
+
+async def test_a_ledger_of_a_newer_schema_is_refused_and_left_as_it_is(tmp_path):
+    where = tmp_path / "newer.sqlite"
+    async with opened(where) as connection:
+        await Ledger(connection).accepted("r")
+    with contextlib.closing(sqlite3.connect(where)) as database, database:
+        database.execute("UPDATE meta SET value = '2' WHERE name = 'schema_version'")
+    before = where.read_bytes()
+
+    said = await refusal(where)
+
+    assert "schema version 2" in said
+    assert str(where) in said
+    assert where.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "tables", ["CREATE TABLE accounts (id INTEGER)", "CREATE TABLE meta (a TEXT)", "CREATE TABLE meta (name, value)"]
+)
+async def test_somebody_elses_database_is_refused_and_left_as_it_is(tmp_path, tables):
+    where = tmp_path / "foreign.sqlite"
+    with contextlib.closing(sqlite3.connect(where)) as database, database:
+        database.execute(tables)
+    before = where.read_bytes()
+
+    assert str(where) in await refusal(where)
+    assert where.read_bytes() == before
+
+
+@pytest.mark.parametrize("content", [b"Dear diary,\n", b"SQLite format 3\x00" + b"\xff" * 5_000, b"\x00" * 4_096])
+async def test_a_file_that_is_no_database_is_refused_and_left_as_it_is(tmp_path, content):
+    where = tmp_path / "diary.txt"
+    where.write_bytes(content)
+
+    assert str(where) in await refusal(where)
+    assert where.read_bytes() == content
+
+
+async def test_a_folder_or_a_place_that_cannot_be_written_is_refused(tmp_path):
+    (tmp_path / "file").write_text("")
+
+    assert await refusal(tmp_path)
+    assert await refusal(tmp_path / "file" / "ledger.sqlite")
+
+
+async def test_a_process_of_another_speed_is_refused_and_told_the_right_one(path):
+    async with opened(path, speed=60.0):
+        said = await refusal(path, speed=1.5)
+        assert "EVENLOAD_SPEED is 1.5" in said
+        assert "set EVENLOAD_SPEED=60" in said
+        async with opened(path, speed=60):
+            pass
+
+
+async def test_a_sqlite_file_for_several_hosts_is_refused_before_it_is_made(tmp_path):
+    assert "EVENLOAD_LEDGER_SHARED" in await refusal(tmp_path / "ledger.sqlite", shared=True)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("url", ["oracle://host/x", "/tmp/ledger.sqlite", "sqlite://ledger.sqlite", ""])  # noqa: S108
+async def test_an_address_that_names_no_ledger_is_refused(url):
+    with pytest.raises(Misconfigured, match="EVENLOAD_LEDGER_URL"):
+        async with open_ledger(
+            url, shared=False, speed=60, startup_timeout_s=5, observe_commit_s=lambda _seconds: None
+        ):
+            pass
+
+
+async def test_a_closed_ledger_takes_nothing_more(tmp_path):
+    async with opened(tmp_path / "ledger.sqlite") as connection:
+        ledger = Ledger(connection)
+
+    with pytest.raises(LedgerUnavailable):
+        await ledger.accepted("r")
+
+
+async def test_a_faulty_batch_is_written_as_a_whole_or_not_at_all(ledger):
+    with pytest.raises(LedgerUnavailable):
+        await ledger.intake.accept([new_request("good"), new_request("bad", vehicle_id=None)])
+
+    assert await ledger.intake.request("good") is None
+    await ledger.accepted("good")

@@ -1,0 +1,102 @@
+"""A ledger under test: one process's views of it, values to put in, and what its histories say."""
+
+import collections
+import contextlib
+import sqlite3
+from dataclasses import replace
+
+from services.ledger.charging import LedgerCharging
+from services.ledger.connection import open_ledger
+from services.ledger.dispatch import LedgerDispatch
+from services.ledger.intake import LedgerIntake
+from services.ledger.records import (
+    Assignment,
+    Ending,
+    NewRequest,
+    Registration,
+)
+from services.ledger.states import Reason, Status, Transition
+from services.messages import Hint
+
+SOON_MS = 600_000
+MANY = [f"r{number:02d}" for number in range(40)]
+
+
+class Ledger:
+    """One process's three views of a ledger, and short ways to bring requests into a state."""
+
+    def __init__(self, connection):
+        self.connection = connection
+        self.intake = LedgerIntake(connection)
+        self.dispatch = LedgerDispatch(connection)
+        self.charging = LedgerCharging(connection)
+
+    async def accepted(self, *request_ids, **changes):
+        await self.intake.accept([new_request(one, **changes) for one in request_ids])
+
+    async def assigned(self, *request_ids, to="north", **changes):
+        await self.accepted(*request_ids, **changes)
+        assert await self.dispatch.assign([Assignment(one, 0, to) for one in request_ids]) == set(request_ids)
+
+    async def claimed(self, *request_ids, at="north", epoch=1, **changes):
+        await self.assigned(*request_ids, to=at, **changes)
+        claims = await self.charging.claim([Hint(one, 1) for one in request_ids], at, epoch)
+        assert len(claims) == len(request_ids)
+        return claims
+
+    async def ended(self, *request_ids, at="north", epoch=1):
+        await self.claimed(*request_ids, at=at, epoch=epoch)
+        return await self.charging.end([ending(one, at, epoch) for one in request_ids])
+
+    async def status(self, request_id):
+        return (await self.intake.request(request_id)).status
+
+    async def history(self, request_id):
+        return (await self.intake.request(request_id)).history
+
+
+def new_request(request_id, **changes):
+    kept = NewRequest(
+        request_id=request_id,
+        vehicle_id="EV-1",
+        energy_requested_j=36_000_000,
+        power_max_w=11_000,
+        priority=0,
+        zone=None,
+        depart_by_ms=None,
+        wait_deadline_ms=None,
+        wait_max_ms=SOON_MS,
+    )
+    return replace(kept, **changes)
+
+
+def ending(request_id, at="north", epoch=1, *, attempt=1, delivered_j=36_000_000):
+    return Ending(request_id, attempt, at, epoch, Status.COMPLETED, Reason.ENERGY_LIMIT_REACHED, delivered_j)
+
+
+def registration(substation="north", **changes):
+    return replace(Registration(substation, None, 380_000, 304_000, 40, "http://127.0.0.1:1"), **changes)
+
+
+def opened(path, *, speed=60.0, shared=False):
+    return open_ledger(
+        f"sqlite:///{path}", shared=shared, speed=speed, startup_timeout_s=5, observe_commit_s=lambda _seconds: None
+    )
+
+
+def all_histories(path):
+    with contextlib.closing(sqlite3.connect(path)) as database:
+        rows = database.execute(
+            "SELECT request_id, at_ms, status, substation, attempt, epoch, reason FROM transition ORDER BY number"
+        ).fetchall()
+        last = dict(database.execute("SELECT id, status FROM request").fetchall())
+    histories = collections.defaultdict(list)
+    for request_id, at_ms, status, substation, attempt, epoch, reason in rows:
+        histories[request_id].append(Transition(at_ms, Status(status), substation, attempt, epoch, reason))
+    return histories, last
+
+
+def let_the_wait_pass(path, request_id):
+    """As if the request's `wait_until` had been reached."""
+    with contextlib.closing(sqlite3.connect(path)) as database, database:
+        database.execute("UPDATE request SET wait_until_ms = changed_at_ms - 1 WHERE id = ?", [request_id])
