@@ -30,6 +30,7 @@ def build_app(
     app.add_routes(
         [
             web.post("/charge-requests", requests.post),
+            web.get("/charge-requests", requests.get_all),
             web.get("/charge-requests/{request_id}", requests.get),
             web.get("/substations", substations.get_all),
             web.get("/substations/{substation}", substations.get),

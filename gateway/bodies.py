@@ -1,5 +1,6 @@
 """Request bodies: read strictly, checked by one model, faults named by field."""
 
+import hashlib
 import re
 from datetime import MAXYEAR, UTC, datetime
 from http import HTTPStatus
@@ -15,6 +16,7 @@ from services.ledger.records import NewRequest
 from services.messages import parse_strict_json
 
 BODY_MAX_BYTES = 16 * 1024
+IDEMPOTENCY_KEY = re.compile(r"[\x21-\x7e]{1,255}")
 _DATE = re.compile(r"\d{4}-\d{2}-\d{2}")
 
 
@@ -46,7 +48,13 @@ class ChargeRequest(BaseModel):
     zone: Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[^\x00-\x1f\x7f]+$")] | None = None
     priority: Annotated[int, Field(ge=0, le=9)] = 0
 
-    def to_ledger(self, request_id: str, *, now: datetime, speed: float, wait_max_s: float) -> NewRequest:
+    def digest(self) -> str:
+        """The same for the same wishes, however the client wrote them (SHA-256, hexadecimal)."""
+        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
+
+    def to_ledger(
+        self, request_id: str, *, now: datetime, speed: float, wait_max_s: float, idempotency_key: str | None = None
+    ) -> NewRequest:
         """The request in base units; the departure becomes a wall deadline here, once.
 
         Session time runs `speed` times faster than the wall, so a departure in an hour is `1 h / speed` away.
@@ -68,7 +76,21 @@ class ChargeRequest(BaseModel):
             depart_by_ms=None if self.depart_by is None else round(self.depart_by.timestamp() * 1000),
             wait_deadline_ms=wait_deadline_ms,
             wait_max_ms=round(wait_max_s * 1000),
+            idempotency_key=idempotency_key,
+            body_hash=None if idempotency_key is None else self.digest(),
         )
+
+
+def read_idempotency_key(request: web.Request) -> str | None:
+    """The client's own name for its request, from the `Idempotency-Key` header; raises `Problem` 400."""
+    keys = request.headers.getall("Idempotency-Key", [])
+    if not keys:
+        return None
+    if len(keys) > 1 or not IDEMPOTENCY_KEY.fullmatch(keys[0]):
+        raise Problem(
+            HTTPStatus.BAD_REQUEST, "Idempotency-Key: give one, of 1 to 255 visible ASCII characters without spaces"
+        )
+    return keys[0]
 
 
 async def read_json(request: web.Request) -> Any:

@@ -7,11 +7,12 @@ from typing import Any
 
 from aiohttp import web
 
-from gateway.bodies import ChargeRequest, parse_charge_request, read_json, utc_now
+from gateway.bodies import ChargeRequest, parse_charge_request, read_idempotency_key, read_json, utc_now
 from gateway.intake import IntakeQueue
+from gateway.listing import read_list_query
 from gateway.problems import Problem
 from services.ledger.intake import Intake
-from services.ledger.records import Accepted, RequestRecord
+from services.ledger.records import Accepted, ListedRequest, RequestRecord
 from services.timestamps import rfc3339
 
 JOULES_PER_KWH = 3_600_000
@@ -28,8 +29,14 @@ class ChargeRequestRoutes:
 
     async def post(self, request: web.Request) -> web.Response:
         """202 with `Location` once the request is durable."""
+        key = read_idempotency_key(request)
         asked = parse_charge_request(await read_json(request))
-        accepted = await self.accept(asked)
+        accepted = await self.accept(asked, key)
+        if key is not None and accepted.body_hash != asked.digest():
+            raise Problem(
+                HTTPStatus.UNPROCESSABLE_ENTITY,
+                f"Idempotency-Key: {key[:64]!r} was used for another body; use a new key for a new request",
+            )
         location = f"/charge-requests/{accepted.request_id}"
         return web.json_response(
             {
@@ -51,10 +58,44 @@ class ChargeRequestRoutes:
             raise Problem(HTTPStatus.NOT_FOUND, f"there is no charge request {request_id[:64]!r}")
         return web.json_response(describe(record))
 
-    async def accept(self, asked: ChargeRequest) -> Accepted:
-        """Write a checked request into the ledger under a new id."""
-        new = asked.to_ledger(str(uuid.uuid4()), now=utc_now(), speed=self.speed, wait_max_s=self.wait_max_s)
+    async def get_all(self, request: web.Request) -> web.Response:
+        """Requests, newest first, a page at a time."""
+        query = read_list_query(request)
+        lines = await self.ledger.listed(
+            before=query.before, most=query.limit + 1, status=query.status, substation=query.substation
+        )
+        shown = lines[: query.limit]
+        return web.json_response(
+            {
+                "items": [describe_line(line) for line in shown],
+                "next_cursor": str(shown[-1].arrival) if len(lines) > query.limit else None,
+            }
+        )
+
+    async def accept(self, asked: ChargeRequest, idempotency_key: str | None = None) -> Accepted:
+        """Write a checked request into the ledger under a new id, unless its key has one already."""
+        new = asked.to_ledger(
+            str(uuid.uuid4()),
+            now=utc_now(),
+            speed=self.speed,
+            wait_max_s=self.wait_max_s,
+            idempotency_key=idempotency_key,
+        )
         return await self.intake.accept(new)
+
+
+def describe_line(line: ListedRequest) -> dict[str, Any]:
+    """A line of the list in the API's words and units."""
+    return {
+        "request_id": line.request_id,
+        "vehicle_id": line.vehicle_id,
+        "status": line.status,
+        "substation": line.substation,
+        "attempt": line.attempt,
+        "energy_requested_kwh": line.energy_requested_j / JOULES_PER_KWH,
+        "energy_delivered_kwh": line.energy_delivered_j / JOULES_PER_KWH,
+        "accepted_at": rfc3339(line.accepted_at_ms),
+    }
 
 
 def describe(record: RequestRecord) -> dict[str, Any]:

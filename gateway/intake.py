@@ -97,17 +97,18 @@ class IntakeQueue:
             return
         finally:
             self._commits.release()
-        by_id = {one.request_id: one for one in accepted}
+        by_id = {one.asked: one for one in accepted}
         for one in batch:
             if not one.answer.done():
                 one.answer.set_result(by_id[one.new.request_id])
+        hints = [Hint(one.request_id, 0) for one in accepted if one.request_id == one.asked]
         if self._publishing >= PUBLISHES_MAX:
-            log.warning("publish_left_to_the_ledger", requests=len(accepted), cause="publishes are backed up")
+            log.warning("publish_left_to_the_ledger", requests=len(hints), cause="publishes are backed up")
             return
         self._publishing += 1
         try:
             async with self._publishes:
-                await self._publish([Hint(one.request_id, 0) for one in accepted])
+                await self._publish(hints)
         finally:
             self._publishing -= 1
 

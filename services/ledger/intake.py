@@ -8,7 +8,7 @@ from typing import Any, Protocol
 from services.ledger import statements
 from services.ledger.committer import Operation, Row, Transaction
 from services.ledger.connection import LedgerConnection
-from services.ledger.records import Accepted, NewRequest, RequestRecord
+from services.ledger.records import Accepted, ListedRequest, NewRequest, RequestRecord
 from services.ledger.states import Status, Transition
 
 
@@ -16,22 +16,26 @@ class Intake(Protocol):
     """A gateway's view of the ledger; every method raises `LedgerUnavailable`."""
 
     async def accept(self, requests: Sequence[NewRequest]) -> list[Accepted]:
-        """Write new requests; they are durable when this returns."""
+        """Write new requests, unless their idempotency key is taken; they are durable when this returns."""
 
     async def request(self, request_id: str) -> RequestRecord | None:
         """One request with its history, oldest line first; None where there is none of that id."""
+
+    async def listed(
+        self, *, before: int, most: int, status: Status | None, substation: str | None
+    ) -> list[ListedRequest]:
+        """Requests that arrived before number `before`, newest first, at most `most`; of one state or substation."""
 
     async def counts(self) -> Mapping[Status, int]:
         """How many requests are in each state; every state is named."""
 
 
 def _accept(transaction: Transaction, rows: list[Row]) -> list[Row]:
-    return transaction.execute(
-        statements.ACCEPT, [[row[column] for column in statements.ACCEPT_COLUMNS] for row in rows]
-    )
+    transaction.execute(statements.ACCEPT, [[row[column] for column in statements.ACCEPT_COLUMNS] for row in rows])
+    return transaction.execute(statements.ACCEPTED, [[row["asked"], row["idempotency_key"]] for row in rows])
 
 
-ACCEPT = Operation("accept", "id", _accept)
+ACCEPT = Operation("accept", "asked", _accept)
 
 
 class LedgerIntake:
@@ -45,16 +49,40 @@ class LedgerIntake:
         rows = []
         for new in requests:
             row = asdict(new)
-            row["id"] = row.pop("request_id")
+            row["id"] = row["asked"] = row.pop("request_id")
             rows.append(row)
         return [
-            Accepted(row["id"], row["accepted_at_ms"], row["wait_until_ms"])
+            Accepted(row["asked"], row["id"], row["accepted_at_ms"], row["wait_until_ms"], row["body_hash"])
             for row in await self._connection.write(ACCEPT, rows)
         ]
 
     async def request(self, request_id: str) -> RequestRecord | None:
         """See `Intake.request`."""
         return await self._connection.read(lambda transaction: _request(transaction, request_id))
+
+    async def listed(
+        self, *, before: int, most: int, status: Status | None, substation: str | None
+    ) -> list[ListedRequest]:
+        """See `Intake.listed`."""
+        rows = await self._connection.read(
+            lambda it: it.execute(
+                statements.LIST, before=before, most=most, status=status or "", substation=substation or ""
+            )
+        )
+        return [
+            ListedRequest(
+                row["arrival"],
+                row["id"],
+                row["vehicle_id"],
+                Status(row["status"]),
+                row["substation"],
+                row["attempt"],
+                row["energy_requested_j"],
+                row["energy_delivered_j"],
+                row["accepted_at_ms"],
+            )
+            for row in rows
+        ]
 
     async def counts(self) -> Mapping[Status, int]:
         """See `Intake.counts`."""

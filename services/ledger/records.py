@@ -23,15 +23,40 @@ class NewRequest:
     """The departure on the wall clock; nothing is claimed after it."""
     wait_max_ms: int
     """Longest wait after acceptance, where no departure is earlier."""
+    idempotency_key: str | None = None
+    """The client's own name for this request: the same again is the same request."""
+    body_hash: str | None = None
+    """Of what the client asked under that key."""
 
 
 @dataclass(frozen=True, slots=True)
 class Accepted:
-    """The ledger's answer to a new request: from here on it is not lost."""
+    """The ledger's answer to a new request: from here on it is not lost.
 
+    `request_id` is another's than the one `asked` with where its idempotency key was used before; `body_hash` is
+    then that request's.
+    """
+
+    asked: str
     request_id: str
     accepted_at_ms: int
     wait_until_ms: int
+    body_hash: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class ListedRequest:
+    """A line of the list of requests; `arrival` goes up with each."""
+
+    arrival: int
+    request_id: str
+    vehicle_id: str
+    status: Status
+    substation: str | None
+    attempt: int
+    energy_requested_j: int
+    energy_delivered_j: int
+    accepted_at_ms: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,7 +33,9 @@ SQLITE = (
         epoch              INTEGER,
         claim_number       INTEGER,
         end_number         INTEGER,
-        decision           TEXT
+        decision           TEXT,
+        idempotency_key    TEXT    UNIQUE,
+        body_hash          TEXT
     )
     """,
     "CREATE INDEX request_waiting ON request (priority DESC, wait_until_ms, arrival) WHERE status = 'accepted'",

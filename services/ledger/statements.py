@@ -48,18 +48,27 @@ ACCEPT_COLUMNS = (
     "depart_by_ms",
     "wait_deadline_ms",
     "wait_max_ms",
+    "idempotency_key",
+    "body_hash",
 )
 ACCEPT = """
 INSERT INTO request (id, vehicle_id, energy_requested_j, power_max_w, priority, zone, depart_by_ms,
-                     accepted_at_ms, wait_until_ms, changed_at_ms, status, reason)
+                     accepted_at_ms, wait_until_ms, changed_at_ms, status, reason, idempotency_key, body_hash)
 SELECT r.id, r.vehicle_id, r.energy_requested_j, r.power_max_w, r.priority, r.zone, r.depart_by_ms,
        {now}, CASE WHEN r.wait_deadline_ms < {now} + r.wait_max_ms THEN r.wait_deadline_ms
-                   ELSE {now} + r.wait_max_ms END, {now}, 'accepted', 'submitted'
+                   ELSE {now} + r.wait_max_ms END, {now}, 'accepted', 'submitted', r.idempotency_key, r.body_hash
 FROM {rows: id, vehicle_id, energy_requested_j, power_max_w, priority, zone, depart_by_ms, wait_deadline_ms,
-            wait_max_ms} AS r
+            wait_max_ms, idempotency_key, body_hash} AS r
 WHERE true
-ON CONFLICT (id) DO NOTHING
-RETURNING id, accepted_at_ms, wait_until_ms
+ON CONFLICT DO NOTHING
+"""
+ACCEPTED = """
+SELECT r.asked, q.id, q.accepted_at_ms, q.wait_until_ms, q.body_hash
+FROM {rows: asked, idempotency_key} AS r JOIN request AS q ON q.id = r.asked
+UNION ALL
+SELECT r.asked, q.id, q.accepted_at_ms, q.wait_until_ms, q.body_hash
+FROM {rows: asked, idempotency_key} AS r JOIN request AS q ON q.idempotency_key = r.idempotency_key
+WHERE q.id <> r.asked
 """
 
 REQUEST = """
@@ -69,6 +78,13 @@ FROM request WHERE id = :id
 """
 HISTORY = """
 SELECT at_ms, status, substation, attempt, epoch, reason FROM transition WHERE request_id = :id ORDER BY number
+"""
+LIST = """
+SELECT arrival, id, vehicle_id, status, substation, attempt, energy_requested_j, energy_delivered_j, accepted_at_ms
+FROM request
+WHERE arrival < :before AND (:status = '' OR status = :status) AND (:substation = '' OR substation = :substation)
+ORDER BY arrival DESC
+LIMIT :most
 """
 COUNTS = """
 SELECT status, count(*) AS requests FROM request WHERE status = 'accepted' GROUP BY status

@@ -256,7 +256,8 @@ async def test_an_end_never_takes_energy_back_that_was_told_before(ledger):
 async def test_accepting_the_same_id_again_changes_nothing(ledger):
     await ledger.assigned("r")
 
-    assert await ledger.intake.accept([new_request("r", vehicle_id="EV-2")]) == []
+    [again] = await ledger.intake.accept([new_request("r", vehicle_id="EV-2")])
+    assert (again.asked, again.request_id) == ("r", "r")
 
     record = await ledger.intake.request("r")
     assert (record.vehicle_id, record.status, len(record.history)) == ("EV-1", Status.ASSIGNED, 2)

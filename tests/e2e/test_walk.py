@@ -5,6 +5,7 @@ import json
 import re
 import threading
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 
 import psutil
 import pytest
@@ -99,6 +100,42 @@ def test_the_originals_load_script_of_a_hundred_threads_runs_unchanged(stack):
     stack.until_ended([answer["request_id"] for _, answer in answers])
 
 
+def test_one_idempotency_key_is_one_request_and_another_body_is_refused(stack):
+    body = {"vehicle_id": "EV-key", "energy_kwh": 1}
+    key = {"Idempotency-Key": "order-17"}
+
+    def send(_number: int) -> tuple[int, dict]:
+        return stack.request("POST", "/charge-requests", body, **key)
+
+    with ThreadPoolExecutor(50) as pool:
+        answers = list(pool.map(send, range(50)))
+    assert {status for status, _ in answers} == {202}
+    assert len({json.dumps(answer) for _, answer in answers}) == 1
+    status, problem = stack.request("POST", "/charge-requests", {**body, "energy_kwh": 2}, **key)
+    assert status == 422
+    assert "Idempotency-Key" in problem["detail"]
+    stack.until_ended([answers[0][1]["request_id"]])
+
+
+def test_the_list_has_every_request_page_by_page(stack):
+    request_ids = stack.submit(12, energy_kwh=1, max_power_kw=22)
+    seen: list[str] = []
+    cursor = ""
+    while True:
+        status, page = stack.get(f"/charge-requests?limit=5{cursor}")
+        assert status == 200
+        seen += [line["request_id"] for line in page["items"]]
+        if page["next_cursor"] is None:
+            break
+        cursor = f"&cursor={page['next_cursor']}"
+    assert len(seen) == len(set(seen))
+    assert set(request_ids) <= set(seen)
+    stack.until_ended(request_ids)
+    items = stack.get("/charge-requests?status=completed&limit=500")[1]["items"]
+    assert set(request_ids) <= {line["request_id"] for line in items}
+    assert all(line["substation"] for line in items)
+
+
 def test_more_requests_than_connectors_wait_and_all_end(stack):
     stack.until_ended(stack.submit(300, energy_kwh=5, max_power_kw=22))
 
@@ -125,6 +162,7 @@ def broker_node(stack: Stack) -> psutil.Process | None:
         ("POST", "/charge-requests", {"vehicle_id": "EV-1", "energy_kwh": -1}, 422, "energy_kwh"),
         ("POST", "/charge-requests", {"vehicle_id": "EV-1", "colour": "red"}, 422, "colour"),
         ("POST", "/charge-requests", {}, 422, "vehicle_id"),
+        ("GET", "/charge-requests?status=asleep", None, 422, "status"),
         ("GET", "/charge-requests/nobody", None, 404, "nobody"),
         ("GET", "/substations/nowhere", None, 404, "nowhere"),
         ("GET", "/nothing", None, 404, "/nothing"),

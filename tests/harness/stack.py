@@ -92,12 +92,12 @@ class Stack:
     def console(self) -> tuple[str, str, str]:
         return self.until_said(r"RabbitMQ console +(\S+) +login (\S+) / (\S+)").groups()
 
-    def request(self, method: str, path: str, body: object = None) -> Answer:
+    def request(self, method: str, path: str, body: object = None, **headers: str) -> Answer:
         request = urllib.request.Request(  # noqa: S310
             self.url + path,
             method=method,
             data=None if body is None else json.dumps(body).encode(),
-            headers={} if body is None else {"Content-Type": "application/json"},
+            headers=headers | ({} if body is None else {"Content-Type": "application/json"}),
         )
         try:
             with urllib.request.urlopen(request, timeout=20) as response:  # noqa: S310

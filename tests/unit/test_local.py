@@ -6,7 +6,7 @@ Reading package lists...
 'file:/archive/rabbitmq-server_3.10.8-1.1_all.deb' rabbitmq-server_3.10.8-1.1_all.deb 15153240 SHA256:aa
 'file:/archive/erlang-base_25.2.3%2bdfsg-1_amd64.deb' erlang-base_1%3a25.2.3+dfsg-1_amd64.deb 9143556 SHA256:bb
 'file:/archive/libstdc++6_12.2.0-14_amd64.deb' libstdc++6_12.2.0-14_amd64.deb 613000
-"""  # noqa: E501 (as apt prints it)
+"""
 
 
 def test_the_packages_of_a_plan_are_read_out_of_apts_lines():
