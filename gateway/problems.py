@@ -62,7 +62,7 @@ async def _answer(request: web.Request, handler: Handler) -> web.StreamResponse:
         log.warning("request_refused", path=request.path, cause=str(error) or "backlog full")
         return problem_response(
             HTTPStatus.SERVICE_UNAVAILABLE,
-            "the ledger did not confirm in time; send the request again",
+            "the ledger did not confirm in time; send it again, under the same Idempotency-Key if it has one",
             {"Retry-After": RETRY_AFTER_S},
         )
     except web.HTTPMethodNotAllowed as error:

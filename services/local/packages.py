@@ -7,7 +7,7 @@ import platform
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -33,12 +33,12 @@ class RabbitInstallation:
     environment: dict[str, str] = field(default_factory=dict)
 
 
-def find_rabbitmq(cache: Path, say: Say) -> RabbitInstallation:
-    """The installed RabbitMQ, else a private copy in `cache`, unpacked there once.
+def find_rabbitmq(cache: Path, say: Say, environment: Mapping[str, str] | None = None) -> RabbitInstallation:
+    """The installed RabbitMQ, else a private copy in `cache`, unpacked there once by children with `environment`.
 
     Raises `Misconfigured` with the cause and the cures where neither can be had.
     """
-    return _installed() or _unpacked(_copy_dir(cache)) or _unpack(cache, say)
+    return _installed() or _unpacked(_copy_dir(cache)) or _unpack(cache, say, environment or {})
 
 
 def _installed() -> RabbitInstallation | None:
@@ -77,7 +77,7 @@ def _unpacked(copy: Path) -> RabbitInstallation | None:
     )
 
 
-def _unpack(cache: Path, say: Say) -> RabbitInstallation:
+def _unpack(cache: Path, say: Say, environment: Mapping[str, str]) -> RabbitInstallation:
     if not (shutil.which("apt-get") and shutil.which("dpkg")):
         raise Misconfigured(f"there is no RabbitMQ here, and no apt-get to unpack one with: {CURES}")
     copy = _copy_dir(cache)
@@ -87,10 +87,10 @@ def _unpack(cache: Path, say: Say) -> RabbitInstallation:
             for stale in cache.glob("unpacking-*"):  # of a process that was killed
                 shutil.rmtree(stale, ignore_errors=True)
             with tempfile.TemporaryDirectory(dir=cache, prefix="unpacking-") as scratch:
-                _fetch(Path(scratch), say)
+                _fetch(Path(scratch), say, environment)
                 root = Path(scratch) / "root"
                 for package in sorted(Path(scratch).glob("*.deb")):
-                    _step(["dpkg", "-x", str(package), str(root)], "unpacking RabbitMQ", Path(scratch))
+                    _step(["dpkg", "-x", str(package), str(root)], "unpacking RabbitMQ", Path(scratch), environment)
                 _relocate_erlang(root, copy)
                 shutil.rmtree(copy, ignore_errors=True)
                 root.rename(copy)
@@ -100,7 +100,7 @@ def _unpack(cache: Path, say: Say) -> RabbitInstallation:
     return installation
 
 
-def _fetch(scratch: Path, say: Say) -> None:
+def _fetch(scratch: Path, say: Say, environment: Mapping[str, str]) -> None:
     """Download RabbitMQ, its Erlang, and whatever else of its dependencies this system lacks."""
     empty = scratch / "empty-status"
     empty.touch()
@@ -111,14 +111,16 @@ def _fetch(scratch: Path, say: Say) -> None:
     apt += ["-o", "Acquire::Languages=none", "-o", "APT::Update::Post-Invoke::=true"]
     apt += ["-o", "Acquire::Retries=3", "-o", "APT::Update::Error-Mode=any"]
     say("fetching the package lists (private copies, nothing is installed)")
-    _step([*apt, "update"], "fetching package lists", scratch)
+    _step([*apt, "update"], "fetching package lists", scratch, environment)
     plan = [*apt, "install", "--no-install-recommends", "--print-uris", "-qq", "rabbitmq-server"]
-    missing = _planned(_step(plan, "planning RabbitMQ's packages", scratch))
-    everything = _planned(_step([*plan, "-o", f"Dir::State::status={empty}"], "planning RabbitMQ's packages", scratch))
+    missing = _planned(_step(plan, "planning RabbitMQ's packages", scratch, environment))
+    everything = _planned(
+        _step([*plan, "-o", f"Dir::State::status={empty}"], "planning RabbitMQ's packages", scratch, environment)
+    )
     # The Erlang of an unpacked copy looks for its parts beside itself, never in the system.
     wanted = missing | {name for name in everything if name.startswith(_OWN_COPY_PREFIXES)}
     say(f"fetching RabbitMQ and Erlang ({len(wanted)} packages)")
-    _step([*apt, "download", *sorted(wanted)], "fetching packages", scratch)
+    _step([*apt, "download", *sorted(wanted)], "fetching packages", scratch, environment)
 
 
 def _planned(uris: str) -> set[str]:
@@ -135,12 +137,12 @@ def _relocate_erlang(root: Path, final: Path) -> None:
             script.write_bytes(script.read_bytes().replace(_ERLANG_ROOT.encode(), own_root))
 
 
-def _step(command: list[str], what: str, cwd: Path) -> str:
+def _step(command: list[str], what: str, cwd: Path, environment: Mapping[str, str]) -> str:
     try:
         done = subprocess.run(  # noqa: S603 (our own arguments)
             command,
             cwd=cwd,
-            env={**os.environ, "LC_ALL": "C.UTF-8", "DEBIAN_FRONTEND": "noninteractive"},
+            env={**os.environ, **environment, "LC_ALL": "C.UTF-8", "DEBIAN_FRONTEND": "noninteractive"},
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,

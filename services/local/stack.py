@@ -79,6 +79,11 @@ def _plan(settings: LocalSettings) -> Plan:
                 raise PermissionError(errno.EACCES, f"it belongs to {folder.owner()}")
     except OSError as error:
         raise Misconfigured(f"EVENLOAD_DATA_DIR: {data} cannot be written: {error.strerror}") from None
+    for name in ("EVENLOAD_GATEWAY_HOST", "EVENLOAD_ADMIN_HOST"):
+        if os.environ.get(name, HOST) != HOST:
+            raise Misconfigured(
+                f"{name}: the local stack serves on {HOST} only: unset it, or start the services yourself"
+            )
     return Plan(settings, data, load_grid(settings.grid), settings.gateway_port, secrets.token_hex(8))
 
 
@@ -145,7 +150,13 @@ async def _start_broker(plan: Plan, supervisor: Supervisor, say: Say) -> Private
     if os.environ.get("EVENLOAD_AMQP_URL"):
         say("using the broker of EVENLOAD_AMQP_URL")
         return None
-    installation = await asyncio.to_thread(find_rabbitmq, cache_dir(plan.settings), say)
+    marks = leftovers.marks(plan.data, plan.run)
+    try:
+        installation = await asyncio.to_thread(find_rabbitmq, cache_dir(plan.settings), say, marks)
+    except asyncio.CancelledError:
+        # The thread cannot be told to stop, but what it waits for can.
+        leftovers.end(leftovers.of_run(plan.run), 2)
+        raise
     broker = prepare_broker(installation, plan.data / "rabbitmq", BrokerPorts(*free_ports(5)))
     say("starting RabbitMQ")
     for spec in broker.processes(plan.logs):

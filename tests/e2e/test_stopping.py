@@ -98,6 +98,7 @@ def test_a_taken_port_is_named_with_its_setting_and_a_free_one(tmp_path, port):
         ("EVENLOAD_FIRST_RUHS", "0", "EVENLOAD_FIRST_RUSH"),
         ("EVENLOAD_GATEWAY_PORT", "70000", "EVENLOAD_GATEWAY_PORT"),
         ("EVENLOAD_GRID", "nowhere.toml", "nowhere.toml"),
+        ("EVENLOAD_ADMIN_HOST", "0.0.0.0", "EVENLOAD_ADMIN_HOST"),
     ],
 )
 def test_a_wrong_setting_ends_with_exit_code_2_and_one_line(tmp_path, port, name, value, said):

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import subprocess
+import sys
 import time
 import urllib.request
 import uuid
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from services.broker import topology
+from services.local import leftovers
 from services.local.packages import find_rabbitmq
 from services.local.rabbitmq import BrokerPorts, PrivateBroker, prepare_broker
 from services.local.stack import cache_dir, free_ports
@@ -54,6 +56,14 @@ def running_broker(data: Path) -> Iterator[PrivateBroker]:
     """Start a private node, and take it down with everything it started."""
     installation = find_rabbitmq(cache_dir(LocalSettings()), print)
     broker = prepare_broker(installation, data, BrokerPorts(*free_ports(5)))
+    run = uuid.uuid4().hex
+    # Should the tests be killed, their broker must not stay.
+    guardian = subprocess.Popen(
+        [sys.executable, "-m", "services.local.guardian", run],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        start_new_session=True,
+    )
     processes: list[subprocess.Popen] = []
     try:
         for spec in broker.processes(data):
@@ -61,7 +71,7 @@ def running_broker(data: Path) -> Iterator[PrivateBroker]:
                 process = subprocess.Popen(
                     spec.argv,
                     cwd=data,
-                    env={**os.environ, **spec.environment},
+                    env={**os.environ, **spec.environment, **leftovers.marks(data, run)},
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=log,
@@ -82,6 +92,8 @@ def running_broker(data: Path) -> Iterator[PrivateBroker]:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
+        guardian.stdin.close()
+        guardian.wait(30)
 
 
 @contextlib.contextmanager
