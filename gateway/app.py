@@ -32,6 +32,7 @@ def build_app(
             web.post("/charge-requests", requests.post),
             web.get("/charge-requests", requests.get_all),
             web.get("/charge-requests/{request_id}", requests.get),
+            web.delete("/charge-requests/{request_id}", requests.delete),
             web.get("/substations", substations.get_all),
             web.get("/substations/{substation}", substations.get),
             web.post("/request_charge", RequestChargeRoute(requests).post),

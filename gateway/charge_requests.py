@@ -13,6 +13,7 @@ from gateway.listing import read_list_query
 from gateway.problems import Problem
 from services.ledger.intake import Intake
 from services.ledger.records import Accepted, ListedRequest, RequestRecord
+from services.ledger.states import Status
 from services.timestamps import rfc3339
 
 JOULES_PER_KWH = 3_600_000
@@ -57,6 +58,17 @@ class ChargeRequestRoutes:
         if record is None:
             raise Problem(HTTPStatus.NOT_FOUND, f"there is no charge request {request_id[:64]!r}")
         return web.json_response(describe(record))
+
+    async def delete(self, request: web.Request) -> web.Response:
+        """200 for what waited and is ended now, or had ended; 202 for what charges, and stops within a heartbeat."""
+        request_id = request.match_info["request_id"]
+        status = await self.ledger.withdraw(request_id) if request_id.isprintable() else None
+        if status is None:
+            raise Problem(HTTPStatus.NOT_FOUND, f"there is no charge request {request_id[:64]!r}")
+        return web.json_response(
+            {"request_id": request_id, "status": status},
+            status=HTTPStatus.ACCEPTED if status is Status.CHARGING else HTTPStatus.OK,
+        )
 
     async def get_all(self, request: web.Request) -> web.Response:
         """Requests, newest first, a page at a time."""

@@ -50,6 +50,9 @@ async def _reconcile(worker: Worker, answer: Heartbeat, unanswered: set[Key]) ->
     worker.forget_unanswered(unanswered)
     if adopted:
         log.info("sessions_adopted", substation=substation.id, sessions=adopted)
+    stopped = substation.stop(answer.stops_asked)
+    if stopped:
+        log.info("sessions_stopped", substation=substation.id, sessions=stopped)
     if answer.assigned:
         log.info("assignments_adopted", substation=substation.id, requests=len(answer.assigned))
         await worker.take_in([Hint(*one) for one in answer.assigned])

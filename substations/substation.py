@@ -22,8 +22,9 @@ class Session:
     claimed: Claimed
     delivered_j: int
     power_w: int = 0
+    stop_asked: bool = False
     is_finished: bool = False
-    """Everything is delivered; the connector is free once the ledger knows."""
+    """Nothing more is delivered; the connector is free once the ledger knows."""
     fraction_j: float = 0.0
     """Below 1 J, kept for the next tick: else short ticks at low power would never deliver anything."""
 
@@ -31,6 +32,13 @@ class Session:
     def owed_j(self) -> int:
         """What is still to be delivered."""
         return self.claimed.energy_requested_j - self.delivered_j
+
+    @property
+    def outcome(self) -> tuple[Status, Reason]:
+        """How it ends: whoever has all of its energy is completed, whatever else was asked."""
+        if self.owed_j <= 0:
+            return Status.COMPLETED, Reason.ENERGY_LIMIT_REACHED
+        return Status.STOPPED, Reason.REMOTE
 
     def deliver(self, session_seconds: float) -> int:
         """Charge for a time at the power set before; returns the energy delivered [J], never more than owed."""
@@ -98,7 +106,7 @@ class Substation:
             self.energy_total_j += session.deliver(passed_s)
         charging = []
         for session in self.sessions.values():
-            if session.owed_j <= 0:
+            if session.owed_j <= 0 or session.stop_asked:
                 session.is_finished, session.power_w = True, 0
             else:
                 charging.append(session)
@@ -117,8 +125,18 @@ class Substation:
             return
         self._recently_ended[request_id, session.claimed.attempt] = now_s
         if counts:
-            reason = Reason.ENERGY_LIMIT_REACHED
+            _, reason = session.outcome
             self.ends_by_reason[reason] = self.ends_by_reason.get(reason, 0) + 1
+
+    def stop(self, asked: Iterable[Key]) -> int:
+        """Stop sessions at the next tick; returns how many were not asked before."""
+        stopped = 0
+        for request_id, attempt in asked:
+            session = self.sessions.get(request_id)
+            if session is not None and session.claimed.attempt == attempt and not session.stop_asked:
+                session.stop_asked = True
+                stopped += 1
+        return stopped
 
     def progress(self) -> list[Progress]:
         """What each session has delivered so far."""
@@ -133,12 +151,13 @@ class Substation:
 
     def _ending(self, session: Session) -> Ending:
         claimed = session.claimed
+        status, reason = session.outcome
         return Ending(
             claimed.request_id,
             claimed.attempt,
             self.id,
             self.epoch,
-            Status.COMPLETED,
-            Reason.ENERGY_LIMIT_REACHED,
+            status,
+            reason,
             session.delivered_j,
         )

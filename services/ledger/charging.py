@@ -40,7 +40,8 @@ class Charging(Protocol):
     ) -> list[Heartbeat]:
         """Write progress of the hosted substations, and read back what their process may not know.
 
-        Names rows assigned more than `older_than_ms` ago, and charging rows that `progress` does not name.
+        Names rows assigned more than `older_than_ms` ago, charging rows that `progress` does not name, and charging
+        rows that are asked to stop.
         """
 
 
@@ -79,7 +80,7 @@ def _heartbeat(transaction: Transaction, rows: list[Row]) -> list[Row]:
         transaction.execute(statements.PROGRESS, progress)
     hosted = [[row["substation"]] for row in rows]
     answers: dict[str, Row] = {
-        row["substation"]: {**row, "assigned": [], "charging": []}
+        row["substation"]: {**row, "assigned": [], "charging": [], "stops_asked": []}
         for row in transaction.execute(statements.EPOCHS, hosted)
     }
     older_than_ms = min(row["older_than_ms"] for row in rows)
@@ -88,6 +89,8 @@ def _heartbeat(transaction: Transaction, rows: list[Row]) -> list[Row]:
     known = [[row["substation"], ""] for row in rows] + [[one[2], one[0]] for one in progress]
     for row in transaction.execute(statements.FORGOTTEN_CHARGING, known):
         answers[row["substation"]]["charging"].append(row)
+    for row in transaction.execute(statements.STOPS_ASKED, hosted):
+        answers[row["substation"]]["stops_asked"].append((row["id"], row["attempt"]))
     return list(answers.values())
 
 
@@ -144,6 +147,7 @@ class LedgerCharging:
                 row["epoch"],
                 tuple(row["assigned"]),
                 tuple(_claimed(one) for one in row["charging"]),
+                tuple(row["stops_asked"]),
             )
             for row in await self._connection.write(HEARTBEAT, rows)
         ]

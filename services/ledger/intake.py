@@ -18,6 +18,12 @@ class Intake(Protocol):
     async def accept(self, requests: Sequence[NewRequest]) -> list[Accepted]:
         """Write new requests, unless their idempotency key is taken; they are durable when this returns."""
 
+    async def withdraw(self, request_id: str) -> Status | None:
+        """End a waiting request at once, ask the substation of a charging one to stop it; terminal ones stay.
+
+        Returns the state it is in then; None where there is none of that id.
+        """
+
     async def request(self, request_id: str) -> RequestRecord | None:
         """One request with its history, oldest line first; None where there is none of that id."""
 
@@ -35,7 +41,14 @@ def _accept(transaction: Transaction, rows: list[Row]) -> list[Row]:
     return transaction.execute(statements.ACCEPTED, [[row["asked"], row["idempotency_key"]] for row in rows])
 
 
+def _withdraw(transaction: Transaction, rows: list[Row]) -> list[Row]:
+    ids = [[row["id"]] for row in rows]
+    transaction.execute(statements.WITHDRAW, ids)
+    return transaction.execute(statements.STATUSES, ids)
+
+
 ACCEPT = Operation("accept", "asked", _accept)
+WITHDRAW = Operation("withdraw", "id", _withdraw)
 
 
 class LedgerIntake:
@@ -55,6 +68,11 @@ class LedgerIntake:
             Accepted(row["asked"], row["id"], row["accepted_at_ms"], row["wait_until_ms"], row["body_hash"])
             for row in await self._connection.write(ACCEPT, rows)
         ]
+
+    async def withdraw(self, request_id: str) -> Status | None:
+        """See `Intake.withdraw`."""
+        rows = await self._connection.write(WITHDRAW, [{"id": request_id}])
+        return Status(rows[0]["status"]) if rows else None
 
     async def request(self, request_id: str) -> RequestRecord | None:
         """See `Intake.request`."""

@@ -195,9 +195,10 @@ class Ending:
 
 @dataclass(frozen=True, slots=True)
 class Heartbeat:
-    """What the ledger thinks of one substation: its epoch, and rows that its process may not know of."""
+    """What the ledger thinks of one substation: its epoch, rows that its process may not know of, stops."""
 
     substation: str
     epoch: int
     assigned: tuple[tuple[str, int], ...]
     charging: tuple[Claimed, ...]
+    stops_asked: tuple[tuple[str, int], ...]

@@ -33,6 +33,7 @@ SQLITE = (
         epoch              INTEGER,
         claim_number       INTEGER,
         end_number         INTEGER,
+        stop_asked         INTEGER NOT NULL DEFAULT 0,
         decision           TEXT,
         idempotency_key    TEXT    UNIQUE,
         body_hash          TEXT

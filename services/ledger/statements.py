@@ -71,6 +71,17 @@ FROM {rows: asked, idempotency_key} AS r JOIN request AS q ON q.idempotency_key 
 WHERE q.id <> r.asked
 """
 
+WITHDRAW = """
+UPDATE request
+SET status = CASE WHEN request.status = 'charging' THEN 'charging'
+                  WHEN request.energy_delivered_j > 0 THEN 'stopped' ELSE 'cancelled' END,
+    reason = CASE WHEN request.status = 'charging' THEN request.reason ELSE 'Remote' END,
+    changed_at_ms = CASE WHEN request.status = 'charging' THEN request.changed_at_ms ELSE {now} END,
+    stop_asked = 1
+FROM {rows: id} AS r
+WHERE request.id = r.id AND request.status IN ('accepted', 'assigned', 'charging')
+"""
+STATUSES = "SELECT q.id, q.status FROM {rows: id} AS r JOIN request AS q ON q.id = r.id"
 REQUEST = """
 SELECT id, vehicle_id, status, substation, attempt, priority, zone, power_max_w, energy_requested_j,
        energy_delivered_j, depart_by_ms, accepted_at_ms, wait_until_ms, decision
@@ -236,6 +247,13 @@ SELECT q.id, q.attempt, q.substation
 FROM {rows: substation} AS r JOIN request AS q ON q.status = 'assigned' AND q.substation = r.substation
 WHERE q.changed_at_ms <= {now} - :older_than_ms AND q.wait_until_ms > {now}
 ORDER BY q.priority DESC, q.wait_until_ms, q.arrival
+"""
+STOPS_ASKED = """
+SELECT q.id, q.attempt, q.substation
+FROM {rows: substation} AS r
+JOIN substation AS s ON s.id = r.substation
+JOIN request AS q ON q.status = 'charging' AND q.substation = s.id AND q.epoch = s.epoch
+WHERE q.stop_asked = 1
 """
 FORGOTTEN_CHARGING = """
 SELECT q.id, q.attempt, q.substation, q.epoch, q.claim_number, q.power_max_w, q.energy_requested_j,

@@ -40,6 +40,8 @@ class Reason(StrEnum):
     DECLINED = "declined"
     UNROUTABLE = "unroutable"
     WAITED_TOO_LONG = "waited_too_long"
+    REMOTE = "Remote"
+    """OCPP's word for an end that somebody asked for."""
     ENERGY_LIMIT_REACHED = "EnergyLimitReached"
     """OCPP's word for a session that delivered what was asked for."""
 

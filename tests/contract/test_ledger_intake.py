@@ -2,10 +2,14 @@
 
 import asyncio
 import uuid
+from dataclasses import replace
 
-from harness.ledger import MANY, new_request
+import pytest
+from harness.ledger import MANY, ending, new_request
 
-from services.ledger.states import Status
+from services.ledger.records import Progress
+from services.ledger.states import Reason, Status
+from services.messages import Hint
 
 
 def keyed(request_id, key, body_hash="h"):
@@ -72,3 +76,55 @@ async def test_the_list_can_be_of_one_state_and_of_one_substation_also_after_the
     assert await listed(ledger, status=Status.CHARGING, substation="north") == []
     [line] = await listed(ledger, substation="north")
     assert (line.status, line.attempt, line.energy_delivered_j) == (Status.COMPLETED, 1, 36_000_000)
+
+
+@pytest.mark.parametrize("state", ["accepted", "assigned"])
+async def test_a_waiting_request_that_is_withdrawn_is_cancelled_and_never_charges(ledger, state):
+    await getattr(ledger, state)("r")
+
+    assert await ledger.intake.withdraw("r") is Status.CANCELLED
+    assert await ledger.intake.withdraw("r") is Status.CANCELLED
+
+    assert await ledger.charging.claim([Hint("r", 1)], "north", 1) == []
+    assert await ledger.dispatch.waiting_first(10, 0, []) == []
+    last = (await ledger.history("r"))[-1]
+    assert (last.status, last.reason) == (Status.CANCELLED, Reason.REMOTE)
+
+
+async def test_a_charging_request_that_is_withdrawn_is_told_to_its_substation_until_it_has_stopped(ledger):
+    await ledger.claimed("r", "other")
+
+    assert await ledger.intake.withdraw("r") is Status.CHARGING
+    progress = [Progress(one, 1, "north", 1, 1_000) for one in ("r", "other")]
+    for _ in range(2):
+        [answer] = await ledger.charging.heartbeat({"north": 1}, progress, 0)
+        assert answer.stops_asked == (("r", 1),)
+    stopped = ending("r", delivered_j=1_000)
+    await ledger.charging.end([replace(stopped, status=Status.STOPPED, reason=Reason.REMOTE)])
+
+    [answer] = await ledger.charging.heartbeat({"north": 1}, progress[1:], 0)
+    assert answer.stops_asked == ()
+    assert await ledger.intake.withdraw("r") is Status.STOPPED
+    assert (await ledger.intake.request("r")).energy_delivered_j == 1_000
+
+
+async def test_what_has_ended_stays_as_it_is_and_a_stranger_is_none(ledger):
+    await ledger.ended("r")
+    before = await ledger.intake.request("r")
+
+    assert await ledger.intake.withdraw("r") is Status.COMPLETED
+    assert await ledger.intake.request("r") == before
+    assert await ledger.intake.withdraw("nobody") is None
+
+
+async def test_of_a_claim_and_a_withdrawal_at_the_same_time_both_answers_agree(ledger, rival):
+    await ledger.assigned(*MANY)
+
+    answers = await asyncio.gather(
+        *(one for request_id in MANY for one in (
+            ledger.charging.claim([Hint(request_id, 1)], "north", 1), rival.intake.withdraw(request_id)
+        ))
+    )  # fmt: skip
+
+    for claims, status in zip(answers[::2], answers[1::2], strict=True):
+        assert status is (Status.CHARGING if claims else Status.CANCELLED)

@@ -117,6 +117,20 @@ def test_one_idempotency_key_is_one_request_and_another_body_is_refused(stack):
     stack.until_ended([answers[0][1]["request_id"]])
 
 
+def test_a_charging_request_is_stopped_with_the_energy_it_got(stack):
+    [request_id] = stack.submit(1, energy_kwh=900, max_power_kw=11)
+    path = f"/charge-requests/{request_id}"
+    until(lambda: stack.get(path)[1]["status"] == "charging", "a claim")
+
+    assert stack.request("DELETE", path) == (202, {"request_id": request_id, "status": "charging"})
+    stack.until_ended([request_id])
+
+    answer = stack.get(path)[1]
+    assert (answer["status"], answer["history"][-1]["reason"]) == ("stopped", Reason.REMOTE)
+    assert answer["energy_delivered_kwh"] < 900
+    assert stack.request("DELETE", path) == (200, {"request_id": request_id, "status": "stopped"})
+
+
 def test_the_list_has_every_request_page_by_page(stack):
     request_ids = stack.submit(12, energy_kwh=1, max_power_kw=22)
     seen: list[str] = []
@@ -166,6 +180,7 @@ def broker_node(stack: Stack) -> psutil.Process | None:
         ("GET", "/charge-requests/nobody", None, 404, "nobody"),
         ("GET", "/substations/nowhere", None, 404, "nowhere"),
         ("GET", "/nothing", None, 404, "/nothing"),
+        ("DELETE", "/charge-requests/nobody", None, 404, "nobody"),
         ("DELETE", "/substations", None, 405, "GET"),
     ],
 )

@@ -274,3 +274,33 @@ def test_adopting_starts_only_what_does_not_run_here():
 
     assert one.adopt([claimed("a"), claimed("b", number=2), claimed("c", number=3)]) == 2
     assert set(one.sessions) == {"a", "b", "c"}
+
+
+def test_a_stopped_session_ends_at_the_next_tick_with_the_energy_it_got():
+    one = substation()
+    one.start(claimed("r", energy_j=36_000_000))
+    one.tick(0.0)
+    one.tick(1.0)
+    delivered_j = one.sessions["r"].delivered_j
+
+    assert one.stop([("r", 1), ("stranger", 1)]) == 1
+    assert one.stop([("r", 1)]) == 0
+    one.tick(1.0)
+    [ending] = one.tick(5.0)
+
+    assert (ending.status, ending.reason, ending.energy_delivered_j) == (Status.STOPPED, Reason.REMOTE, delivered_j)
+    assert one.power_w == 0
+    one.finish("r", 5.0, counts=True)
+    assert one.ends_by_reason == {Reason.ENERGY_LIMIT_REACHED: 0, Reason.REMOTE: 1}
+
+
+def test_a_stop_of_another_attempt_and_one_after_the_last_joule_change_nothing():
+    one = substation()
+    one.start(claimed("r", energy_j=1))
+    one.tick(0.0)
+    assert one.stop([("r", 7)]) == 0
+    [ending] = one.tick(1.0)
+    one.stop([("r", 1)])
+
+    assert one.tick(2.0) == [ending]
+    assert ending.status is Status.COMPLETED

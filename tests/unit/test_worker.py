@@ -33,7 +33,7 @@ class Ledger:
     async def heartbeat(self, epochs, progress, older_than_ms):
         known = {one.request_id for one in progress}
         charging = tuple(one for hint, one in self.charging.items() if hint.request_id not in known)
-        return [Heartbeat("north", 1, (), charging)]
+        return [Heartbeat("north", 1, (), charging, ())]
 
 
 def worker(ledger, connectors=1):
