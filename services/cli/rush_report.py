@@ -108,18 +108,22 @@ def verdict(rush: Rush, counts: list[int], substations: list[dict[str, Any]]) ->
     if not any(counts):
         return said
     if rush.older_sessions:
-        shares = [one["utilisation"] for one in substations if one["utilisation"] is not None]
-        spread = round(max(shares) - min(shares), 4) if shares else 0.0
-        word = "even" if spread <= EVEN_UTILISATION else "uneven"
-        return [
-            *said,
-            f"{rush.older_sessions} older sessions were charging (only this rush's requests are counted), so",
-            f"utilisation is judged, not counts: {word}, {min(shares, default=0):.0%} to {max(shares, default=0):.0%}",
-        ]
+        why = f"{rush.older_sessions} older sessions were charging (only this rush's requests are counted)"
+        return [*said, f"{why}, so", _judged_by_utilisation(substations)]
+    if len({one["limit_kw"] for one in substations}) > 1:
+        return [*said, "the substations' limits differ, so", _judged_by_utilisation(substations)]
     mean = sum(counts) / len(counts)
     off = max(abs(count - mean) for count in counts)
     word = "even" if off <= EVEN_COUNT else "uneven"
     return [*said, f"{word}: {mean:g} requests a substation on average, none further from it than {off:g}"]
+
+
+def _judged_by_utilisation(substations: list[dict[str, Any]]) -> str:
+    shares = [one["utilisation"] for one in substations if one["utilisation"] is not None]
+    if not shares:
+        return "utilisation should be judged, not counts, but nobody tells any"
+    word = "even" if round(max(shares) - min(shares), 4) <= EVEN_UTILISATION else "uneven"
+    return f"utilisation is judged, not counts: {word}, {min(shares):.0%} to {max(shares):.0%}"
 
 
 class RushBar:

@@ -111,3 +111,11 @@ def test_picking_a_stranger_names_it_and_who_there_is():
         Misconfigured, match=r"'nort' is not in grid area 'default', which has north, east, south, west"
     ):
         load_grid("default").pick(["north", "nort"])
+
+
+def test_the_mixed_area_has_three_sizes_in_three_zones():
+    substations = load_grid("mixed").pick([])
+
+    assert [one.rated_kva for one in substations] == [250, 400, 400, 630]
+    assert [one.limit_w for one in substations] == [190_000, 304_000, 304_000, 478_800]
+    assert len({one.zone for one in substations}) == 3

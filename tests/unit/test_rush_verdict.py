@@ -14,7 +14,19 @@ def rush(requests=120, claimed=None, *, older_sessions=0, refused=()):
 
 
 def table(*utilisations):
-    return [{"substation": str(place), "utilisation": share} for place, share in enumerate(utilisations)]
+    return [
+        {"substation": str(place), "limit_kw": 304, "utilisation": share} for place, share in enumerate(utilisations)
+    ]
+
+
+def test_where_limits_differ_utilisation_is_judged():
+    lines = table(0.9, 0.92)
+    lines[0]["limit_kw"] = 190
+
+    assert verdict(rush(), [40, 80], lines) == [
+        "the substations' limits differ, so",
+        "utilisation is judged, not counts: even, 90% to 92%",
+    ]
 
 
 def test_equal_counts_are_called_even():
@@ -35,7 +47,7 @@ def test_two_requests_off_the_mean_are_still_even_and_more_are_not(counts, word)
 
 @pytest.mark.parametrize(
     ("shares", "word"),
-    [((0.50, 0.55, 0.52), "even"), ((0.50, 0.56, 0.52), "uneven"), ((0.5, None, 0.5), "even"), ((None, None), "even")],
+    [((0.50, 0.55, 0.52), "even"), ((0.50, 0.56, 0.52), "uneven"), ((0.5, None, 0.5), "even")],
 )
 def test_with_older_sessions_utilisation_is_judged_and_counts_are_not(shares, word):
     said = verdict(rush(older_sessions=7), [120] + [0] * (len(shares) - 1), table(*shares))
@@ -43,6 +55,12 @@ def test_with_older_sessions_utilisation_is_judged_and_counts_are_not(shares, wo
     assert said[0].startswith("7 older sessions were charging")
     assert said[-1].split(": ")[1].startswith(f"{word},")
     assert len(said) == 2
+
+
+def test_without_any_utilisation_nothing_is_called_even():
+    said = verdict(rush(older_sessions=7), [120, 0], table(None, None))
+
+    assert not any(word in line.split() for line in said for word in ("even,", "uneven,"))
 
 
 def test_who_was_not_claimed_in_time_is_counted():
