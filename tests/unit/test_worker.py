@@ -93,7 +93,7 @@ async def test_a_heartbeat_tells_what_became_of_a_claim_without_an_answer(was_cl
     unanswered = set(one.unanswered)
 
     [answer] = await beat({"north": one}, ledger)
-    one.substation.adopt(answer.charging)
+    one.substation.adopt(answer.charging, 0.0)
     one.forget_unanswered(unanswered)
 
     assert set(one.substation.sessions) == ({"a"} if was_claimed else set())
