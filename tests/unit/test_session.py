@@ -77,11 +77,11 @@ def test_whoever_has_all_of_its_energy_is_completed_whatever_else(departs_at_s, 
 
 def test_an_end_keeps_its_reason():
     one = session(departs_at_s=3.0)
-    one.stop_asked = True
-    one.judge(2.0)
     one.judge(4.0)
+    one.stop_asked = True
+    one.judge(5.0)
 
-    assert (one.end, one.outcome) == (Reason.REMOTE, Status.STOPPED)
+    assert (one.end, one.outcome) == (Reason.EV_DISCONNECTED, Status.STOPPED)
 
 
 def test_laxity_is_what_is_left_of_the_stay_at_full_power_in_session_seconds():

@@ -188,3 +188,9 @@ def test_small_floors_do_not_overtake_a_large_one_that_waits_for_room():
     # But power that nobody else takes is given to whom it is enough for.
     weak = dataclasses.replace(held, wanted_w=1_500)
     assert share(2_700, 1_380, [large, small, weak], MAX_MIN) == {"held": 1_500, "b": 1_000}
+
+
+def test_a_floor_above_the_whole_limit_keeps_nobody_else_waiting():
+    hopeless, paused, runs = wishes_of(11_000, 600, 600)
+
+    assert share(1_000, 1_380, [hopeless, paused, dataclasses.replace(runs, is_running=True)], MAX_MIN) == {"b": 600}
