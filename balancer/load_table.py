@@ -23,13 +23,25 @@ class Estimate:
     zone: str | None
     demand_w: float
     limit_w: float
-    sessions: int
+    taken: int
+    """Vehicles at a connector, in a bay or on their way."""
     connectors: int
+    bays: int
     scraped_w: float
     in_flight: int
     age_s: float
     fresh: bool
     operative: bool
+
+    @property
+    def sessions(self) -> int:
+        """Vehicles at a connector: a substation fills its connectors before its bays."""
+        return min(self.taken, self.connectors)
+
+    @property
+    def bays_taken(self) -> int:
+        """Vehicles for whom no connector is free."""
+        return self.taken - self.sessions
 
     @property
     def utilisation(self) -> float:
@@ -140,8 +152,9 @@ class LoadTable:
             zone=line.zone,
             demand_w=max(0.0, reading.demand_w + line.power_w),
             limit_w=reading.limit_w,
-            sessions=max(0, reading.sessions + line.count),
+            taken=max(0, reading.sessions + line.count),
             connectors=reading.connectors,
+            bays=reading.bays,
             scraped_w=reading.power_w,
             in_flight=line.count,
             age_s=age_s,

@@ -12,6 +12,8 @@ WANTED = (
     "limit_watts",
     "sessions",
     "connectors",
+    "bays",
+    "bays_occupied",
     "claims_total",
     "ends_total",
     "epoch",
@@ -37,6 +39,8 @@ class Reading:
     limit_w: float
     sessions: int
     connectors: int
+    bays: int
+    bays_occupied: int
     claims_total: int
     ends_total: int
     operative: bool
@@ -97,6 +101,8 @@ def _reading(substation: str, values: dict[str, float], taken_at_s: float) -> Re
         limit_w=values["limit_watts"],
         sessions=int(values["sessions"]),
         connectors=int(values["connectors"]),
+        bays=int(values["bays"]),
+        bays_occupied=int(values["bays_occupied"]),
         claims_total=int(values["claims_total"]),
         ends_total=int(values["ends_total"]),
         operative=values["operative"] == 1,

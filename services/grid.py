@@ -14,6 +14,7 @@ from services.settings import SUBSTATION_ID
 POWER_FACTOR = 0.95
 HOSTING_SHARE = 0.8
 """Share of a transformer's active power that is given to charging; the rest belongs to the households."""
+CONNECTORS_PER_BAY = 4
 
 
 class SubstationSpec(BaseModel):
@@ -25,6 +26,7 @@ class SubstationSpec(BaseModel):
     rated_kva: Annotated[float, Field(ge=1, le=100_000)]
     limit_kw: Annotated[float, Field(ge=0.001)] | None = None
     connectors: Annotated[int, Field(ge=1, le=10_000)]
+    bays: Annotated[int, Field(ge=0, le=10_000)] | None = None
     zone: Annotated[str, Field(min_length=1, max_length=64)] | None = None
 
     @model_validator(mode="after")
@@ -44,6 +46,11 @@ class SubstationSpec(BaseModel):
         if self.limit_kw is None:
             return math.floor(self.rated_w * HOSTING_SHARE)
         return math.floor(self.limit_kw * 1000)
+
+    @property
+    def waiting_bays(self) -> int:
+        """Places where a vehicle waits for the next free connector; by default one for four connectors."""
+        return self.connectors // CONNECTORS_PER_BAY if self.bays is None else self.bays
 
 
 class Grid(BaseModel):

@@ -76,7 +76,7 @@ async def serve(life: Life, settings: SubstationSettings) -> None:
 
 
 def _registration(spec: SubstationSpec, metrics_url: str) -> Registration:
-    return Registration(spec.id, spec.zone, spec.rated_w, spec.limit_w, spec.connectors, metrics_url)
+    return Registration(spec.id, spec.zone, spec.rated_w, spec.limit_w, spec.connectors, spec.waiting_bays, metrics_url)
 
 
 def _resumed(tenure: Tenure, spec: SubstationSpec, speed: float) -> Substation:
@@ -85,6 +85,7 @@ def _resumed(tenure: Tenure, spec: SubstationSpec, speed: float) -> Substation:
         rated_w=spec.rated_w,
         limit_w=spec.limit_w,
         connectors=spec.connectors,
+        bays=spec.waiting_bays,
         epoch=tenure.epoch,
         speed=speed,
         ticked_at_s=monotonic_s(),

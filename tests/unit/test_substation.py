@@ -4,13 +4,22 @@ from hypothesis import strategies as st
 
 from services.ledger.records import Claimed
 from services.ledger.states import Reason, Status
+from services.messages import Hint
 from substations.substation import REMEMBER_ENDED_S, Substation
 
 KWH_J = 3_600_000
 
 
 def substation(**changes):
-    kept = {"id": "north", "rated_w": 380_000, "limit_w": 304_000, "connectors": 4, "epoch": 3, "speed": 60.0}
+    kept = {
+        "id": "north",
+        "rated_w": 380_000,
+        "limit_w": 304_000,
+        "connectors": 4,
+        "bays": 2,
+        "epoch": 3,
+        "speed": 60.0,
+    }
     return Substation(ticked_at_s=0.0, **{**kept, **changes})
 
 
@@ -248,12 +257,15 @@ def test_time_that_runs_backwards_delivers_nothing_and_takes_nothing_back():
     assert one.energy_total_j == 2 * before_j
 
 
-def test_connectors_are_held_for_claims_on_their_way():
-    one = substation(connectors=3)
-    one.start(claimed())
-    one.claiming = {("x", 1)}
+def test_the_bays_keep_who_stands_there_and_then_take_who_comes_in_order():
+    a, b, c, d = (Hint(name, 1) for name in "abcd")
+    one = substation(bays=2)
 
-    assert one.free_connectors == 1
+    assert one.park([b, c]) == []
+    assert one.park([a, c, d]) == [d]  # b is not held any more
+    assert one.in_bays == [c, a]
+    one.vacate([c, d])
+    assert one.in_bays == [a]
 
 
 def test_progress_names_every_session_with_the_epoch_of_the_substation():
