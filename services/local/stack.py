@@ -80,7 +80,7 @@ def _plan(settings: LocalSettings) -> Plan:
     except OSError as error:
         raise Misconfigured(f"EVENLOAD_DATA_DIR: {data} cannot be written: {error.strerror}") from None
     for name in ("EVENLOAD_GATEWAY_HOST", "EVENLOAD_ADMIN_HOST"):
-        if os.environ.get(name, HOST) != HOST:
+        if (os.environ.get(name) or HOST) != HOST:
             raise Misconfigured(
                 f"{name}: the local stack serves on {HOST} only: unset it, or start the services yourself"
             )
