@@ -13,7 +13,6 @@ WANTED = (
     "sessions",
     "connectors",
     "bays",
-    "bays_occupied",
     "claims_total",
     "ends_total",
     "epoch",
@@ -40,7 +39,6 @@ class Reading:
     sessions: int
     connectors: int
     bays: int
-    bays_occupied: int
     claims_total: int
     ends_total: int
     operative: bool
@@ -102,7 +100,6 @@ def _reading(substation: str, values: dict[str, float], taken_at_s: float) -> Re
         sessions=int(values["sessions"]),
         connectors=int(values["connectors"]),
         bays=int(values["bays"]),
-        bays_occupied=int(values["bays_occupied"]),
         claims_total=int(values["claims_total"]),
         ends_total=int(values["ends_total"]),
         operative=values["operative"] == 1,

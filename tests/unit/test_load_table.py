@@ -23,7 +23,6 @@ def reading(substation="a", *, epoch=1, sequence=1, **changes):
         sessions=10,
         connectors=40,
         bays=10,
-        bays_occupied=0,
         claims_total=12,
         ends_total=2,
         operative=True,

@@ -46,7 +46,6 @@ def reading(substation, **changes):
         1,
         **{**kept, **changes},
         bays=0,
-        bays_occupied=0,
         claims_total=0,
         ends_total=0,
         operative=True,
