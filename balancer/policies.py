@@ -57,9 +57,11 @@ def why_not(estimate: Estimate, zone: str | None) -> str | None:
         return "other_zone"
     if not estimate.operative:
         return "inoperative"
-    if estimate.limit_w < 1:  # a hostile reading may show less than any meter, and the scores would overflow
+    if estimate.limit_w < max(
+        1.0, estimate.floor_w
+    ):  # a hostile reading may show less than any meter, and the scores would overflow
         return "no_power"
-    if estimate.taken >= estimate.connectors + estimate.bays:
+    if estimate.taken >= estimate.usable + estimate.bays:
         return "no_place"
     return None
 

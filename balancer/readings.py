@@ -10,6 +10,7 @@ WANTED = (
     "power_watts",
     "demand_watts",
     "limit_watts",
+    "floor_watts",
     "sessions",
     "connectors",
     "bays",
@@ -36,6 +37,7 @@ class Reading:
     power_w: float
     demand_w: float
     limit_w: float
+    floor_w: float
     sessions: int
     connectors: int
     bays: int
@@ -97,6 +99,7 @@ def _reading(substation: str, values: dict[str, float], taken_at_s: float) -> Re
         power_w=values["power_watts"],
         demand_w=values["demand_watts"],
         limit_w=values["limit_watts"],
+        floor_w=values["floor_watts"],
         sessions=int(values["sessions"]),
         connectors=int(values["connectors"]),
         bays=int(values["bays"]),

@@ -60,12 +60,12 @@ class ChargeRequest(BaseModel):
         Session time runs `speed` times faster than the wall, so a departure in an hour is `1 h / speed` away.
         Raises `Problem` for a departure that has passed.
         """
-        wait_deadline_ms = None
+        departs_at_ms = None
         if self.depart_by is not None:
             ahead_s = (self.depart_by - now).total_seconds()
             if ahead_s <= 0:
                 raise field_problem("depart_by", f"must lie after now, {now.isoformat(timespec='seconds')}")
-            wait_deadline_ms = round((now.timestamp() + ahead_s / speed) * 1000)
+            departs_at_ms = round((now.timestamp() + ahead_s / speed) * 1000)
         return NewRequest(
             request_id=request_id,
             vehicle_id=self.vehicle_id,
@@ -74,7 +74,7 @@ class ChargeRequest(BaseModel):
             priority=self.priority,
             zone=self.zone,
             depart_by_ms=None if self.depart_by is None else round(self.depart_by.timestamp() * 1000),
-            wait_deadline_ms=wait_deadline_ms,
+            departs_at_ms=departs_at_ms,
             wait_max_ms=round(wait_max_s * 1000),
             idempotency_key=idempotency_key,
             body_hash=None if idempotency_key is None else self.digest(),

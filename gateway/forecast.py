@@ -37,7 +37,7 @@ def expected_waits(outlook: Outlook) -> Mapping[str, float]:
     by_zone: dict[str | None, list[str]] = defaultdict(list)
     busy: dict[str | None, list[float]] = defaultdict(list)
     for one in outlook.charging:
-        busy[one.substation].append(_lasts_s(one, rate))
+        busy[one.substation].append(_lasts_s(one, rate, 0))
     for place in outlook.places:
         theirs = busy[place.substation]
         frees_at_s[place.substation] = theirs + [0.0] * (place.connectors - len(theirs))
@@ -59,9 +59,10 @@ def _take(one: Queued, eligible: Sequence[str | None], frees_at_s: dict[str, lis
     first = min(heaps, key=lambda heap: heap[0])
     begins_s = first[0]
     if begins_s * 1000 <= one.wait_left_ms:  # else it gives up before, and takes nobody's place
-        heapq.heapreplace(first, begins_s + _lasts_s(one, rate))
+        heapq.heapreplace(first, begins_s + _lasts_s(one, rate, begins_s))
     return begins_s
 
 
-def _lasts_s(one: Queued, rate: float) -> float:
-    return max(0, one.owed_j) / (rate * one.power_max_w)
+def _lasts_s(one: Queued, rate: float, after_s: float) -> float:
+    leaves_in_s = math.inf if one.departs_in_ms is None else one.departs_in_ms / 1000 - after_s
+    return max(0.0, min(leaves_in_s, max(0, one.owed_j) / (rate * one.power_max_w)))

@@ -14,6 +14,7 @@ GAUGES: Sequence[tuple[str, str, Callable[[Substation], float]]] = (
     ("power_watts", "Power given to all sessions.", lambda one: one.power_w),
     ("demand_watts", "Power that the sessions would take without a limit.", lambda one: one.demand_w),
     ("limit_watts", "Power that charging may take.", lambda one: one.limit_w),
+    ("floor_watts", "Least power of a running session.", lambda one: one.floor_w),
     ("rated_watts", "Active power of the transformer.", lambda one: one.rated_w),
     ("utilisation_ratio", "Power ÷ limit.", lambda one: one.power_w / one.limit_w),
     ("sessions", "Vehicles at a connector.", lambda one: len(one.sessions)),

@@ -6,6 +6,7 @@ What the ledger knows and the process does not is adopted: this repairs lost mes
 import asyncio
 from collections.abc import Mapping, Sequence
 
+from services.clock import monotonic_s
 from services.errors import LedgerUnavailable, Misconfigured
 from services.ledger.charging import Charging
 from services.ledger.records import Heartbeat
@@ -46,7 +47,7 @@ async def _reconcile(worker: Worker, answer: Heartbeat, in_bays: Sequence[Hint])
             f"another process hosts substation {substation.id!r} now (epoch {answer.epoch}, ours was "
             f"{substation.epoch}): give each process ids of its own in EVENLOAD_SUBSTATION_IDS"
         )
-    adopted = substation.adopt(answer.charging)
+    adopted = substation.adopt(answer.charging, monotonic_s())
     if adopted:
         log.info("sessions_adopted", substation=substation.id, sessions=adopted)
     stopped = substation.stop(answer.stops_asked)

@@ -10,6 +10,7 @@ from services.ledger.records import Ending
 from services.logs import get_logger
 from services.messages import Hint
 from substations.substation import Substation
+from substations.tick_log import TickLog
 
 log = get_logger(__name__)
 
@@ -17,8 +18,9 @@ log = get_logger(__name__)
 class Worker:
     """The adapter between one pure `Substation` and the ledger."""
 
-    def __init__(self, substation: Substation, ledger: Charging) -> None:
+    def __init__(self, substation: Substation, ledger: Charging, tick_log: TickLog | None = None) -> None:
         self.substation = substation
+        self._tick_log = tick_log
         self._ledger = ledger
         self._one_at_a_time = asyncio.Lock()
         self._being_written: set[str] = set()
@@ -42,7 +44,7 @@ class Worker:
                 return
             claims = await self._ledger.claim(asked, substation.id, substation.epoch, substation.free_connectors)
             for one in claims.claimed:
-                substation.start(one)
+                substation.start(one, monotonic_s())
             if claims.claimed:
                 log.info("requests_claimed", substation=substation.id, requests=len(claims.claimed))
             beyond = substation.park(claims.held)
@@ -64,6 +66,8 @@ class Worker:
         next_at = loop.time()
         while True:
             endings = [one for one in self.substation.tick(monotonic_s()) if one.request_id not in self._being_written]
+            if self._tick_log is not None:
+                self._tick_log.write(self.substation)
             if endings:
                 self._being_written.update(one.request_id for one in endings)
                 task = asyncio.create_task(self._end(endings))

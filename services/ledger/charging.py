@@ -183,4 +183,5 @@ def _claimed(row: Row) -> Claimed:
         row["power_max_w"],
         row["energy_requested_j"],
         row["energy_delivered_j"],
+        row["departs_in_ms"],
     )

@@ -20,8 +20,8 @@ class NewRequest:
     zone: str | None
     depart_by_ms: int | None
     """Departure as the client gave it, in the session's time."""
-    wait_deadline_ms: int | None
-    """The departure on the wall clock; nothing is claimed after it."""
+    departs_at_ms: int | None
+    """The departure on the wall clock; nothing is claimed or charged after it."""
     wait_max_ms: int
     """Longest wait after acceptance, where no departure is earlier."""
     idempotency_key: str | None = None
@@ -162,6 +162,8 @@ class Claimed:
     power_max_w: int
     energy_requested_j: int
     energy_delivered_j: int
+    departs_in_ms: int | None = None
+    """Wall time until the vehicle leaves, by the database's clock at this answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,6 +240,8 @@ class Queued:
     power_max_w: int
     wait_left_ms: int
     """Until it gives up waiting."""
+    departs_in_ms: int | None
+    """Until its vehicle leaves."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,6 +23,7 @@ SQLITE = (
         priority           INTEGER NOT NULL,
         zone               TEXT,
         depart_by_ms       INTEGER,
+        departs_at_ms      INTEGER,
         accepted_at_ms     INTEGER NOT NULL,
         wait_until_ms      INTEGER NOT NULL,
         changed_at_ms      INTEGER NOT NULL,

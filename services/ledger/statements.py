@@ -46,18 +46,18 @@ ACCEPT_COLUMNS = (
     "priority",
     "zone",
     "depart_by_ms",
-    "wait_deadline_ms",
+    "departs_at_ms",
     "wait_max_ms",
     "idempotency_key",
     "body_hash",
 )
 ACCEPT = """
-INSERT INTO request (id, vehicle_id, energy_requested_j, power_max_w, priority, zone, depart_by_ms,
+INSERT INTO request (id, vehicle_id, energy_requested_j, power_max_w, priority, zone, depart_by_ms, departs_at_ms,
                      accepted_at_ms, wait_until_ms, changed_at_ms, status, reason, idempotency_key, body_hash)
-SELECT r.id, r.vehicle_id, r.energy_requested_j, r.power_max_w, r.priority, r.zone, r.depart_by_ms,
-       {now}, CASE WHEN r.wait_deadline_ms < {now} + r.wait_max_ms THEN r.wait_deadline_ms
+SELECT r.id, r.vehicle_id, r.energy_requested_j, r.power_max_w, r.priority, r.zone, r.depart_by_ms, r.departs_at_ms,
+       {now}, CASE WHEN r.departs_at_ms < {now} + r.wait_max_ms THEN r.departs_at_ms
                    ELSE {now} + r.wait_max_ms END, {now}, 'accepted', 'submitted', r.idempotency_key, r.body_hash
-FROM {rows: id, vehicle_id, energy_requested_j, power_max_w, priority, zone, depart_by_ms, wait_deadline_ms,
+FROM {rows: id, vehicle_id, energy_requested_j, power_max_w, priority, zone, depart_by_ms, departs_at_ms,
             wait_max_ms, idempotency_key, body_hash} AS r
 WHERE true
 ON CONFLICT DO NOTHING
@@ -105,7 +105,7 @@ PLACES = "SELECT id AS substation, zone, connectors FROM substation ORDER BY id"
 def _queued(condition: str) -> str:
     return f"""
 SELECT id AS request_id, substation, zone, energy_requested_j - energy_delivered_j AS owed_j, power_max_w,
-       wait_until_ms - {{now}} AS wait_left_ms
+       wait_until_ms - {{now}} AS wait_left_ms, departs_at_ms - {{now}} AS departs_in_ms
 FROM request WHERE {condition}
 """  # noqa: S608 (conditions are this module's own)
 
@@ -230,7 +230,8 @@ UPDATE request
 SET reason = 'resumed', epoch = r.epoch, claim_number = 0, changed_at_ms = {now}
 FROM {rows: substation, epoch} AS r
 WHERE request.substation = r.substation AND request.status = 'charging'
-RETURNING id, attempt, substation, epoch, claim_number, power_max_w, energy_requested_j, energy_delivered_j
+RETURNING id, attempt, substation, epoch, claim_number, power_max_w, energy_requested_j, energy_delivered_j,
+          departs_at_ms - {now} AS departs_in_ms
 """
 CLAIM = """
 UPDATE request
@@ -253,7 +254,7 @@ RETURNING id, substation, claim_number
 """
 CLAIMED = """
 SELECT q.id, q.attempt, q.substation, q.epoch, q.claim_number, q.power_max_w, q.energy_requested_j,
-       q.energy_delivered_j
+       q.energy_delivered_j, q.departs_at_ms - {now} AS departs_in_ms
 FROM {rows: id, attempt, substation, epoch} AS r JOIN request AS q ON q.id = r.id
 WHERE q.status = 'charging' AND q.attempt = r.attempt AND q.substation = r.substation AND q.epoch = r.epoch
 ORDER BY q.claim_number
@@ -317,7 +318,7 @@ WHERE q.stop_asked = 1
 """
 FORGOTTEN_CHARGING = """
 SELECT q.id, q.attempt, q.substation, q.epoch, q.claim_number, q.power_max_w, q.energy_requested_j,
-       q.energy_delivered_j
+       q.energy_delivered_j, q.departs_at_ms - {now} AS departs_in_ms
 FROM substation AS s JOIN request AS q ON q.status = 'charging' AND q.substation = s.id AND q.epoch = s.epoch
 WHERE s.id IN (SELECT substation FROM {rows: substation, known_id} AS hosted)
   AND q.id NOT IN (SELECT known_id FROM {rows: substation, known_id} AS known)

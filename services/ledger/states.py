@@ -44,6 +44,8 @@ class Reason(StrEnum):
     """OCPP's word for an end that somebody asked for."""
     ENERGY_LIMIT_REACHED = "EnergyLimitReached"
     """OCPP's word for a session that delivered what was asked for."""
+    EV_DISCONNECTED = "EVDisconnected"
+    """OCPP's word for a vehicle that left, here at its departure."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,6 +4,7 @@ import pytest
 from harness.ledger import (
     SOON_MS,
     ending,
+    let_the_vehicle_leave,
     let_the_wait_pass,
     new_request,
     registration,
@@ -111,6 +112,32 @@ async def waiting_room(ledger):
     return ["urgent-and-soon", "urgent", "departs-soon", "first", "second"]
 
 
+async def test_a_claimed_vehicle_leaves_in_as_much_time_as_the_databases_clock_says(ledger):
+    now_ms = (await ledger.intake.accept([new_request("clock")]))[0].accepted_at_ms
+    [stays] = await ledger.claimed("stays")
+    [leaves] = await ledger.claimed("leaves", departs_at_ms=now_ms + 60_000)
+
+    assert stays.departs_in_ms is None
+    assert 0 < leaves.departs_in_ms <= 60_000
+
+    [answer] = await ledger.charging.heartbeat({"north": 1}, [], 0)
+    [tenure] = await ledger.charging.register([registration("north")])
+    for sessions in (answer.charging, tenure.resumed):
+        departs_in_ms = {one.request_id: one.departs_in_ms for one in sessions}
+        assert departs_in_ms["stays"] is None
+        assert 0 < departs_in_ms["leaves"] <= leaves.departs_in_ms
+
+
+async def test_a_vehicle_that_has_left_while_nobody_looked_left_in_the_past(ledger, path):
+    now_ms = (await ledger.intake.accept([new_request("clock")]))[0].accepted_at_ms
+    await ledger.claimed("r", departs_at_ms=now_ms + 60_000)
+    let_the_vehicle_leave(path, "r")
+
+    [tenure] = await ledger.charging.register([registration("north")])
+
+    assert tenure.resumed[0].departs_in_ms < 0
+
+
 async def test_who_waits_stands_by_priority_then_deadline_then_arrival(ledger):
     order = await waiting_room(ledger)
 
@@ -123,7 +150,7 @@ async def test_who_waits_stands_by_priority_then_deadline_then_arrival(ledger):
 async def test_of_one_deadline_the_earlier_arrival_stands_first(ledger):
     deadline_ms = (await ledger.intake.accept([new_request("clock")]))[0].accepted_at_ms + 1_000
     for one in ("z", "m", "a"):
-        await ledger.accepted(one, wait_deadline_ms=deadline_ms)
+        await ledger.accepted(one, departs_at_ms=deadline_ms)
 
     assert [one.request_id for one in await ledger.dispatch.waiting_first(3, 0, [])] == ["z", "m", "a"]
 

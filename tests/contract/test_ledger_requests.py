@@ -69,7 +69,7 @@ async def test_the_wait_ends_at_the_departure_where_that_comes_first(ledger):
     now_ms = (await ledger.intake.accept([new_request("clock")]))[0].accepted_at_ms
     early, late = now_ms + 60_000, now_ms + 10 * SOON_MS
     accepted = await ledger.intake.accept(
-        [new_request("early", wait_deadline_ms=early), new_request("late", wait_deadline_ms=late)]
+        [new_request("early", departs_at_ms=early), new_request("late", departs_at_ms=late)]
     )
     by_id = {one.request_id: one for one in accepted}
 

@@ -18,6 +18,7 @@ DESIGNED = {
     "evenload_substation_power_watts",
     "evenload_substation_demand_watts",
     "evenload_substation_limit_watts",
+    "evenload_substation_floor_watts",
     "evenload_substation_rated_watts",
     "evenload_substation_utilisation_ratio",
     "evenload_substation_sessions",
@@ -39,7 +40,7 @@ def substation(substation_id="north", *, sessions=0, ends=0, **changes):
     one = Substation(id=substation_id, ticked_at_s=0.0, **{**kept, **changes})
     for number in range(1, sessions + ends + 1):
         energy_j = 1 if number <= ends else 36_000_000
-        one.start(Claimed(f"r{number}", 1, substation_id, one.epoch, number, 11_000, energy_j, 0))
+        one.start(Claimed(f"r{number}", 1, substation_id, one.epoch, number, 11_000, energy_j, 0), 0.0)
     one.tick(0.0)
     for ending in one.tick(1.0):
         one.finish(ending.request_id, 1.0, counts=True)

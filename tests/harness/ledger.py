@@ -67,7 +67,7 @@ def new_request(request_id, **changes):
         priority=0,
         zone=None,
         depart_by_ms=None,
-        wait_deadline_ms=None,
+        departs_at_ms=None,
         wait_max_ms=SOON_MS,
     )
     return replace(kept, **changes)
@@ -103,3 +103,9 @@ def let_the_wait_pass(path, request_id):
     """As if the request's `wait_until` had been reached."""
     with contextlib.closing(sqlite3.connect(path)) as database, database:
         database.execute("UPDATE request SET wait_until_ms = changed_at_ms - 1 WHERE id = ?", [request_id])
+
+
+def let_the_vehicle_leave(path, request_id):
+    """As if the departure of a charging request had been reached."""
+    with contextlib.closing(sqlite3.connect(path)) as database, database:
+        database.execute("UPDATE request SET departs_at_ms = changed_at_ms - 1 WHERE id = ?", [request_id])

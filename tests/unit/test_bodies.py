@@ -36,7 +36,7 @@ def test_a_vehicle_is_all_that_is_needed():
     assert (new.request_id, new.vehicle_id) == ("id-1", "EV-1")
     assert (new.energy_requested_j, new.power_max_w) == (36_000_000, 11_000)
     assert (new.priority, new.zone) == (0, None)
-    assert (new.depart_by_ms, new.wait_deadline_ms, new.wait_max_ms) == (None, None, 600_000)
+    assert (new.depart_by_ms, new.departs_at_ms, new.wait_max_ms) == (None, None, 600_000)
 
 
 def test_kilowatts_and_kilowatt_hours_become_base_units():
@@ -117,14 +117,14 @@ def test_a_departure_becomes_a_wall_deadline_by_the_speed_and_is_itself_kept(dep
     new = to_ledger({"vehicle_id": "EV-1", "depart_by": depart_by}, speed=speed)
 
     assert new.depart_by_ms == round((NOW + timedelta(hours=1)).timestamp() * 1000)
-    assert new.wait_deadline_ms == round((NOW.timestamp() + ahead_s) * 1000)
+    assert new.departs_at_ms == round((NOW.timestamp() + ahead_s) * 1000)
 
 
 @given(st.timedeltas(timedelta(milliseconds=1), timedelta(days=365_000)), st.floats(0.01, 100_000))
 def test_a_departure_lies_ahead_on_the_wall_in_proportion(ahead, speed):
     new = to_ledger({"vehicle_id": "EV-1", "depart_by": (NOW + ahead).isoformat()}, speed=speed)
 
-    assert new.wait_deadline_ms - NOW.timestamp() * 1000 == pytest.approx(ahead.total_seconds() * 1000 / speed, abs=2)
+    assert new.departs_at_ms - NOW.timestamp() * 1000 == pytest.approx(ahead.total_seconds() * 1000 / speed, abs=2)
 
 
 @pytest.mark.parametrize(

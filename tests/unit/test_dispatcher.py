@@ -63,7 +63,7 @@ class Parts:
         watcher = Watcher(self.ledger, self.table, metrics, 3.0)
         readings = {
             one: Reading(
-                one, 1, 1, 0, 0, 304_000, 0, connectors, bays, 0, 0, operative=True, taken_at_s=monotonic_s()
+                one, 1, 1, 0, 0, 304_000, 1_380, 0, connectors, bays, 0, 0, operative=True, taken_at_s=monotonic_s()
             )
             for one in zones
         }

@@ -15,8 +15,10 @@ def ends(count=ENDS_NEEDED, **changes):
     )
 
 
-def queued(request_id="r", *, at=None, zone=None, owed_j=10_000, power_w=1_000, wait_left_ms=HOUR_MS):
-    return Queued(request_id, at, zone, owed_j, power_w, wait_left_ms)
+def queued(
+    request_id="r", *, at=None, zone=None, owed_j=10_000, power_w=1_000, wait_left_ms=HOUR_MS, departs_in_ms=None
+):
+    return Queued(request_id, at, zone, owed_j, power_w, wait_left_ms, departs_in_ms)
 
 
 def outlook(*waiting, places=(("north", None, 1),), charging=(), in_bays=(), recent=None):
@@ -74,6 +76,13 @@ def test_who_gives_up_before_takes_nobodys_place():
         "hasty": pytest.approx(5),
         "patient": pytest.approx(5),
     }
+
+
+def test_who_departs_before_it_is_full_frees_its_connector_then():
+    charging = [queued("x", at="north", owed_j=50_000, departs_in_ms=7_000)]
+    waiting = [queued("a", departs_in_ms=9_000), queued("b")]
+
+    assert expected_waits(outlook(*waiting, charging=charging)) == {"a": pytest.approx(7), "b": pytest.approx(9)}
 
 
 @given(

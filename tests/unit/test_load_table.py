@@ -20,6 +20,7 @@ def reading(substation="a", *, epoch=1, sequence=1, **changes):
         power_w=90_000.0,
         demand_w=100_000.0,
         limit_w=304_000.0,
+        floor_w=1_380.0,
         sessions=10,
         connectors=40,
         bays=10,

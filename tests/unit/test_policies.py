@@ -20,6 +20,7 @@ def estimate(substation="a", **changes):
         "zone": None,
         "demand_w": 0.0,
         "limit_w": 304_000.0,
+        "floor_w": 1_380.0,
         "taken": 0,
         "connectors": 40,
         "bays": 0,
@@ -45,6 +46,7 @@ def reading(substation, **changes):
         1,
         1,
         **{**kept, **changes},
+        floor_w=1_380.0,
         bays=0,
         claims_total=0,
         ends_total=0,
@@ -148,6 +150,9 @@ def test_the_last_reading_decides_where_no_fresh_one_has_room():
         ({"operative": False}, "inoperative"),
         ({"limit_w": 0.0}, "no_power"),
         ({"limit_w": 5e-324}, "no_power"),
+        ({"limit_w": 1_379.0}, "no_power"),
+        ({"limit_w": 4_000.0, "taken": 2}, "no_place"),
+        ({"limit_w": 4_000.0, "taken": 4, "bays": 2}, "no_place"),
         ({"taken": 40}, "no_place"),
         ({"taken": 41}, "no_place"),
         ({"taken": 50, "bays": 10}, "no_place"),
@@ -228,7 +233,7 @@ def test_whoever_is_chosen_has_room_and_everybody_else_is_accounted_for(estimate
     with_room = [
         one
         for one in estimates
-        if one.operative and one.limit_w >= 1 and one.taken < one.connectors + one.bays and zone in (None, one.zone)
+        if one.operative and one.usable > 0 and one.taken < one.usable + one.bays and zone in (None, one.zone)
     ]
 
     match choose(name, estimates, 11_000, zone, random.Random(0)):

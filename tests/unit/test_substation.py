@@ -38,7 +38,7 @@ def tick_until_ended(one, *, step_s=0.1, ticks=100_000):
 
 def test_a_session_charges_from_the_first_tick_on_and_delivers_power_times_time():
     one = substation()
-    one.start(claimed(power_w=10_000))
+    one.start(claimed(power_w=10_000), one.ticked_at_s)
     assert one.power_w == 0
 
     one.tick(1.0)
@@ -57,7 +57,7 @@ def test_a_session_charges_from_the_first_tick_on_and_delivers_power_times_time(
 def test_a_session_ends_with_exactly_the_energy_that_was_requested(energies_j, power_w, step_s):
     one = substation(limit_w=20_000)
     for number, energy_j in enumerate(energies_j, 1):
-        one.start(claimed(f"r{number}", number=number, power_w=power_w, energy_j=energy_j))
+        one.start(claimed(f"r{number}", number=number, power_w=power_w, energy_j=energy_j), one.ticked_at_s)
     delivered = {}
     now_s = 0.0
     while one.sessions:
@@ -80,7 +80,7 @@ def test_a_session_ends_with_exactly_the_energy_that_was_requested(energies_j, p
 def test_no_tick_gives_more_power_than_the_limit_or_more_energy_than_that_power_allows(limit_w, powers_w, steps_s):
     one = substation(limit_w=limit_w, connectors=6)
     for number, power_w in enumerate(powers_w):
-        one.start(claimed(f"r{number}", power_w=power_w, energy_j=20_000_000))
+        one.start(claimed(f"r{number}", power_w=power_w, energy_j=20_000_000), one.ticked_at_s)
     now_s = 0.0
     for step_s in steps_s:
         now_s += step_s
@@ -94,7 +94,7 @@ def test_no_tick_gives_more_power_than_the_limit_or_more_energy_than_that_power_
 @given(power_w=st.integers(1, 2_000), speed=st.sampled_from([0.5, 1.0, 60.0]))
 def test_short_ticks_lose_no_energy_so_that_even_the_weakest_session_ends(power_w, speed):
     one = substation(speed=speed)
-    one.start(claimed(power_w=power_w, energy_j=10 * power_w))
+    one.start(claimed(power_w=power_w, energy_j=10 * power_w), one.ticked_at_s)
 
     one.tick(0.0)
     for number in range(1, 101):
@@ -106,7 +106,7 @@ def test_short_ticks_lose_no_energy_so_that_even_the_weakest_session_ends(power_
 def test_more_sessions_than_the_limit_can_serve_share_it_equally():
     one = substation(limit_w=20_000)
     for number in range(4):
-        one.start(claimed(f"r{number}", power_w=11_000))
+        one.start(claimed(f"r{number}", power_w=11_000), one.ticked_at_s)
 
     one.tick(0.1)
 
@@ -116,8 +116,8 @@ def test_more_sessions_than_the_limit_can_serve_share_it_equally():
 
 def test_what_an_ended_session_leaves_goes_to_the_others_within_the_same_tick():
     one = substation(limit_w=10_000)
-    one.start(claimed("short", power_w=10_000, energy_j=5_000 * 60))
-    one.start(claimed("long", power_w=10_000, energy_j=KWH_J * 9))
+    one.start(claimed("short", power_w=10_000, energy_j=5_000 * 60), one.ticked_at_s)
+    one.start(claimed("long", power_w=10_000, energy_j=KWH_J * 9), one.ticked_at_s)
     one.tick(0.0)
     assert [session.power_w for session in one.sessions.values()] == [5_000, 5_000]
 
@@ -130,19 +130,19 @@ def test_what_an_ended_session_leaves_goes_to_the_others_within_the_same_tick():
 def test_starting_the_same_request_twice_starts_one_session():
     one = substation()
 
-    assert one.start(claimed())
+    assert one.start(claimed(), one.ticked_at_s)
     one.tick(0.0)
     one.tick(0.5)
     delivered_j = one.progress()[0].energy_delivered_j
 
-    assert not one.start(claimed())
+    assert not one.start(claimed(), one.ticked_at_s)
     assert len(one.sessions) == 1
     assert one.progress()[0].energy_delivered_j == delivered_j > 0
 
 
 def test_a_resumed_session_owes_only_what_was_not_delivered_before():
     one = substation()
-    one.start(claimed(number=0, energy_j=KWH_J, delivered_j=KWH_J - 1_000))
+    one.start(claimed(number=0, energy_j=KWH_J, delivered_j=KWH_J - 1_000), one.ticked_at_s)
 
     (ending,) = tick_until_ended(one)
 
@@ -153,7 +153,7 @@ def test_a_resumed_session_owes_only_what_was_not_delivered_before():
 
 def test_a_resumed_session_that_owes_nothing_ends_at_the_next_tick_and_delivers_nothing():
     one = substation()
-    one.start(claimed(number=0, energy_j=KWH_J, delivered_j=KWH_J))
+    one.start(claimed(number=0, energy_j=KWH_J, delivered_j=KWH_J), one.ticked_at_s)
 
     (ending,) = one.tick(5.0)
 
@@ -163,7 +163,7 @@ def test_a_resumed_session_that_owes_nothing_ends_at_the_next_tick_and_delivers_
 
 def test_an_ended_session_is_told_at_every_tick_and_keeps_its_connector_until_the_ledger_knows():
     one = substation(connectors=1)
-    one.start(claimed())
+    one.start(claimed(), one.ticked_at_s)
     (ending,) = tick_until_ended(one)
 
     assert one.tick(one.ticked_at_s + 1) == [ending]
@@ -176,41 +176,41 @@ def test_an_ended_session_is_told_at_every_tick_and_keeps_its_connector_until_th
 
 def test_a_request_is_not_started_again_after_its_end_whoever_asks_late():
     one = substation()
-    one.start(claimed())
+    one.start(claimed(), one.ticked_at_s)
     tick_until_ended(one)
     ended_at_s = one.ticked_at_s
     one.finish("r", ended_at_s, counts=True)
 
     one.tick(ended_at_s + REMEMBER_ENDED_S - 1)
 
-    assert not one.start(claimed())
-    assert one.adopt([claimed()]) == 0
+    assert not one.start(claimed(), one.ticked_at_s)
+    assert one.adopt([claimed()], one.ticked_at_s) == 0
     assert one.sessions == {}
 
 
 def test_the_next_attempt_of_a_request_may_come_back_to_the_same_substation():
     one = substation()
-    one.start(claimed(attempt=1))
+    one.start(claimed(attempt=1), one.ticked_at_s)
     tick_until_ended(one)
     one.finish("r", one.ticked_at_s, counts=False)
 
-    assert one.start(claimed(attempt=2, number=2))
+    assert one.start(claimed(attempt=2, number=2), one.ticked_at_s)
 
 
 def test_what_ended_is_forgotten_after_a_while_so_that_memory_does_not_grow_for_ever():
     one = substation()
-    one.start(claimed())
+    one.start(claimed(), one.ticked_at_s)
     tick_until_ended(one)
     one.finish("r", one.ticked_at_s, counts=True)
 
     one.tick(one.ticked_at_s + REMEMBER_ENDED_S + 1)
 
-    assert one.start(claimed())
+    assert one.start(claimed(), one.ticked_at_s)
 
 
 def test_an_end_that_was_not_ours_frees_the_connector_and_is_not_counted():
     one = substation()
-    one.start(claimed())
+    one.start(claimed(), one.ticked_at_s)
     tick_until_ended(one)
 
     one.finish("r", one.ticked_at_s, counts=False)
@@ -221,7 +221,7 @@ def test_an_end_that_was_not_ours_frees_the_connector_and_is_not_counted():
 
 def test_finishing_somebody_unknown_or_somebody_twice_changes_nothing():
     one = substation()
-    one.start(claimed())
+    one.start(claimed(), one.ticked_at_s)
     tick_until_ended(one)
     one.finish("r", one.ticked_at_s, counts=True)
 
@@ -234,7 +234,7 @@ def test_finishing_somebody_unknown_or_somebody_twice_changes_nothing():
 def test_the_numbers_of_claims_and_ends_are_the_highest_seen_in_whatever_order_they_come():
     one = substation()
     for number in (2, 3, 1):
-        one.start(claimed(f"r{number}", number=number, energy_j=1))
+        one.start(claimed(f"r{number}", number=number, energy_j=1), one.ticked_at_s)
     one.tick(0.0)
     one.tick(1.0)
     for number in (3, 1, 2):
@@ -245,7 +245,7 @@ def test_the_numbers_of_claims_and_ends_are_the_highest_seen_in_whatever_order_t
 
 def test_time_that_runs_backwards_delivers_nothing_and_takes_nothing_back():
     one = substation()
-    one.start(claimed(energy_j=KWH_J))
+    one.start(claimed(energy_j=KWH_J), one.ticked_at_s)
     one.tick(10.0)
     one.tick(11.0)
     before_j = one.energy_total_j
@@ -270,8 +270,8 @@ def test_the_bays_keep_who_stands_there_and_then_take_who_comes_in_order():
 
 def test_progress_names_every_session_with_the_epoch_of_the_substation():
     one = substation(epoch=9)
-    one.start(claimed("a", attempt=4, delivered_j=12))
-    one.start(claimed("b"))
+    one.start(claimed("a", attempt=4, delivered_j=12), one.ticked_at_s)
+    one.start(claimed("b"), one.ticked_at_s)
 
     assert [(line.request_id, line.attempt, line.substation, line.epoch) for line in one.progress()] == [
         ("a", 4, "north", 9),
@@ -282,15 +282,15 @@ def test_progress_names_every_session_with_the_epoch_of_the_substation():
 
 def test_adopting_starts_only_what_does_not_run_here():
     one = substation()
-    one.start(claimed("a"))
+    one.start(claimed("a"), one.ticked_at_s)
 
-    assert one.adopt([claimed("a"), claimed("b", number=2), claimed("c", number=3)]) == 2
+    assert one.adopt([claimed("a"), claimed("b", number=2), claimed("c", number=3)], one.ticked_at_s) == 2
     assert set(one.sessions) == {"a", "b", "c"}
 
 
 def test_a_stopped_session_ends_at_the_next_tick_with_the_energy_it_got():
     one = substation()
-    one.start(claimed("r", energy_j=36_000_000))
+    one.start(claimed("r", energy_j=36_000_000), one.ticked_at_s)
     one.tick(0.0)
     one.tick(1.0)
     delivered_j = one.sessions["r"].delivered_j
@@ -308,7 +308,7 @@ def test_a_stopped_session_ends_at_the_next_tick_with_the_energy_it_got():
 
 def test_a_stop_of_another_attempt_and_one_after_the_last_joule_change_nothing():
     one = substation()
-    one.start(claimed("r", energy_j=1))
+    one.start(claimed("r", energy_j=1), one.ticked_at_s)
     one.tick(0.0)
     assert one.stop([("r", 7)]) == 0
     [ending] = one.tick(1.0)

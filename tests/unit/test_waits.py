@@ -21,9 +21,9 @@ class Ledger:
             raise LedgerUnavailable("away")
         return Outlook(
             (Place("north", None, 1),),
-            (Queued("x", "north", None, 10_000, 1_000, 0),),
+            (Queued("x", "north", None, 10_000, 1_000, 0, None),),
             (),
-            tuple(Queued(one, None, None, 10_000, 1_000, 10**9) for one in self.waiting),
+            tuple(Queued(one, None, None, 10_000, 1_000, 10**9, None) for one in self.waiting),
             (PastSession(10_000, 1_000, 10_000),) * ENDS_NEEDED,
         )
 

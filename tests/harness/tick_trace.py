@@ -1,0 +1,88 @@
+"""Holds tick logs against what power sharing promises, from outside: it imports nothing of the product."""
+
+import itertools
+import json
+from pathlib import Path
+from typing import NamedTuple
+
+
+class Logged(NamedTuple):
+    """One session in a tick; W and J."""
+
+    request_id: str
+    attempt: int
+    power_w: int
+    wanted_w: int
+    owed_j: int
+    paused: bool
+
+
+class Tick(NamedTuple):
+    """What a substation set at `at_s` until its next tick."""
+
+    at_s: float
+    limit_w: int
+    connectors: int
+    floor_w: int
+    sessions: list[Logged]
+
+    @property
+    def power_w(self) -> int:
+        return sum(one.power_w for one in self.sessions)
+
+
+def parsed(text: str) -> list[Tick]:
+    """The ticks of a log; a process that was killed may have left half a line at the end, and only there."""
+    lines = text.split("\n")
+    whole = lines if text.endswith("\n") else lines[:-1]
+    ticks = []
+    for line in filter(None, whole):
+        tick = json.loads(line)
+        ticks.append(Tick(**{**tick, "sessions": [Logged(*one) for one in tick["sessions"]]}))
+    return ticks
+
+
+def logged(folder: Path) -> dict[str, list[Tick]]:
+    """All logs of a folder, by file name without its ending."""
+    return {path.stem: parsed(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.jsonl"))}
+
+
+def breaches(ticks: list[Tick], speed: float) -> list[str]:
+    """What is wrong, in words that begin with its kind; empty where every tick keeps what is promised."""
+    found = [f"{fault} at {tick.at_s}: {tick}" for tick in ticks for fault in _faults(tick)]
+    for before, after in itertools.pairwise(ticks):
+        if after.at_s < before.at_s:
+            found.append(f"clock ran backwards: {before.at_s} → {after.at_s}")
+        owed_j = {one[:2]: one.owed_j for one in after.sessions}
+        for one in before.sessions:
+            delivered_j = one.owed_j - owed_j.get(one[:2], one.owed_j)
+            allowed_j = one.power_w * (after.at_s - before.at_s) * speed
+            if not 0 <= delivered_j <= allowed_j + 1:  # 1 J: a fraction may have been kept from the ticks before
+                found.append(f"energy: {delivered_j} J of at most {allowed_j} J at {after.at_s}: {one}")
+    return found
+
+
+def _faults(tick: Tick) -> list[str]:
+    found = []
+    if tick.power_w > max(0, tick.limit_w):
+        found.append("limit exceeded")
+    if len(tick.sessions) > tick.connectors or len({one.request_id for one in tick.sessions}) < len(tick.sessions):
+        found.append("connectors exceeded")
+    for one in tick.sessions:
+        if one.paused:
+            if one.power_w != 0:
+                found.append("paused with power")
+        elif one.power_w < _least_w(tick, one):
+            found.append("below the floor")
+        if not 0 <= one.power_w <= one.wanted_w:
+            found.append("more than wanted")
+    idle_w = tick.limit_w - tick.power_w
+    if idle_w > 0 and any(not one.paused and one.power_w < one.wanted_w for one in tick.sessions):
+        found.append("idle power while a session wants more")
+    if idle_w > 0 and any(one.paused and _least_w(tick, one) <= idle_w for one in tick.sessions):
+        found.append("idle power while a paused session could run")
+    return found
+
+
+def _least_w(tick: Tick, one: Logged) -> int:
+    return min(tick.floor_w, one.wanted_w)
