@@ -147,6 +147,7 @@ def overtaken(day: Day, since: int, waits_in: str, leaves_to: str) -> tuple[int,
                 for one in entered.values()
                 if (leaves_to == "assigned" or one.substation == line.substation)
                 and one.at_ms < line.at_ms - ON_ITS_WAY_MS
+                and line.at_ms < day.rows[one.request_id]["wait_until_ms"]  # else it has given up already
                 and day.rank[one.request_id] < day.rank[line.request_id]
             ]
             same_moment = {one.request_id for one in day.lines if one.at_ms == line.at_ms and one.status == leaves_to}
