@@ -24,6 +24,8 @@ class Session:
     power_w: int = 0
     is_running: bool = False
     held_until_s: float = -math.inf
+    ran_before_s: float = 0.0
+    """How long it has run, without the time since it was started last."""
     stop_asked: bool = False
     end: Reason | None = None
     """Why nothing more is delivered; the connector is free once the ledger knows."""
@@ -96,6 +98,7 @@ class Session:
             laxity_s,
             self.is_running,
             self.since_s,
+            self.ran_before_s + (now_s - self.since_s if self.is_running else 0.0),
             is_held=now_s < self.held_until_s,
         )
 
@@ -103,6 +106,8 @@ class Session:
         """Run with that power until the next tick; None pauses."""
         is_running = power_w is not None
         if is_running is not self.is_running:
+            if self.is_running:
+                self.ran_before_s += now_s - self.since_s
             self.is_running, self.since_s = is_running, now_s
             self.held_until_s = now_s + HOLD_S / speed
         self.power_w = power_w or 0

@@ -26,6 +26,8 @@ class Wish:
     is_running: bool
     since_s: float
     """Since when it runs, or is paused; the earlier, the smaller."""
+    ran_s: float = 0.0
+    """How long it has run so far, in the same seconds."""
     is_held: bool = False
     """It was started or paused a short while ago, and stays so as long as the limit allows."""
 
@@ -106,8 +108,12 @@ def fill_in_order(limit_w: int, floor_w: int, running: Sequence[Wish]) -> dict[s
 
 
 def longest_paused(wish: Wish) -> tuple[float, ...]:
-    """Sessions take turns: who is paused longest starts, who runs longest makes room."""
-    return (1, -wish.since_s) if wish.is_running else (0, wish.since_s)
+    """Sessions take turns: who is paused longest starts, who runs longest makes room.
+
+    Many are paused at one tick. Were arrival alone to order these, the same ones would come first every time, and get
+    half as much again as the others; so it is who ran least so far.
+    """
+    return (1, -wish.since_s, wish.ran_s) if wish.is_running else (0, wish.since_s, wish.ran_s)
 
 
 def least_laxity(wish: Wish) -> tuple[float, ...]:

@@ -128,6 +128,8 @@ def test_a_password_never_stands_in_a_refusal(environ):
         ("EVENLOAD_BALANCER_SCRAPE_INTERVAL_S", "0", BalancerSettings),
         ("EVENLOAD_BALANCER_PREFETCH", "0", BalancerSettings),
         ("EVENLOAD_SUBSTATION_TICK_S", "0", SubstationSettings),
+        ("EVENLOAD_SUBSTATION_SHARING", "fair", SubstationSettings),
+        ("EVENLOAD_SUBSTATION_FLOOR_KW", "-1", SubstationSettings),
         ("EVENLOAD_SUBSTATION_IDS", "north,so uth", SubstationSettings),
         ("EVENLOAD_SUBSTATION_IDS", "north,../south", SubstationSettings),
         ("EVENLOAD_GATEWAY_BACKLOG_MAX", "0", GatewaySettings),

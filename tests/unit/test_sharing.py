@@ -21,6 +21,7 @@ WISHES = st.lists(
         laxity_s=st.one_of(st.just(math.inf), st.integers(-3, 3).map(float)),
         is_running=st.booleans(),
         since_s=st.integers(0, 5).map(float),
+        ran_s=st.integers(0, 2).map(float),
         is_held=st.booleans(),
     ),
     max_size=20,

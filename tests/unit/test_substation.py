@@ -20,11 +20,11 @@ def substation(**changes):
         "epoch": 3,
         "speed": 60.0,
     }
-    return Substation(ticked_at_s=0.0, **{**kept, **changes})
+    return Substation(**{"ticked_at_s": 0.0, **kept, **changes})
 
 
-def claimed(request_id="r", *, attempt=1, number=1, power_w=11_000, energy_j=KWH_J, delivered_j=0):
-    return Claimed(request_id, attempt, "north", 3, number, power_w, energy_j, delivered_j)
+def claimed(request_id="r", *, attempt=1, number=1, power_w=11_000, energy_j=KWH_J, delivered_j=0, departs_in_ms=None):
+    return Claimed(request_id, attempt, "north", 3, number, power_w, energy_j, delivered_j, departs_in_ms)
 
 
 def tick_until_ended(one, *, step_s=0.1, ticks=100_000):
@@ -316,3 +316,47 @@ def test_a_stop_of_another_attempt_and_one_after_the_last_joule_change_nothing()
 
     assert one.tick(2.0) == [ending]
     assert ending.status is Status.COMPLETED
+
+
+def test_a_vehicle_that_departs_is_stopped_at_its_departure_counted_from_its_start():
+    one = substation(ticked_at_s=1_000.0)
+    one.start(claimed("r", power_w=10_000, energy_j=36_000_000, departs_in_ms=2_000), 1_000.0)
+    one.tick(1_000.0)
+    assert one.tick(1_001.5) == []
+
+    [ending] = one.tick(1_005.0)
+
+    assert (ending.status, ending.reason) == (Status.STOPPED, Reason.EV_DISCONNECTED)
+    assert ending.energy_delivered_j == one.energy_total_j == 10_000 * 60 * 2
+    one.finish("r", 1_005.0, counts=True)
+    assert one.ends_by_reason == {Reason.ENERGY_LIMIT_REACHED: 0, Reason.EV_DISCONNECTED: 1}
+
+
+def test_a_vehicle_that_left_while_its_substation_was_away_gets_nothing_more():
+    one = substation(ticked_at_s=1_000.0)
+    one.adopt([claimed("r", delivered_j=500, departs_in_ms=-3_000)], 1_000.0)
+
+    [ending] = one.tick(1_000.1)
+
+    assert (ending.reason, ending.energy_delivered_j, one.energy_total_j) == (Reason.EV_DISCONNECTED, 500, 0)
+
+
+def test_demand_is_what_the_ledgers_rows_add_up_to_whatever_taper_and_pauses_leave():
+    one = substation(limit_w=1_500, floor_w=1_380)
+    one.start(claimed("full", delivered_j=KWH_J * 9 // 10), 0.0)
+    one.start(claimed("empty"), 0.0)
+
+    one.tick(0.0)
+
+    assert (one.power_w, one.demand_w) == (1_500, 22_000)
+    assert sorted(session.is_paused for session in one.sessions.values()) == [False, True]
+
+
+def test_a_connector_is_free_only_where_the_limit_has_a_floors_power_for_it():
+    one = substation(connectors=4, limit_w=3_000, floor_w=1_380)
+    assert one.free_connectors == 2
+
+    one.start(claimed(), 0.0)
+
+    assert one.free_connectors == 1
+    assert substation(connectors=4, limit_w=3_000).free_connectors == 4

@@ -1,0 +1,55 @@
+import pytest
+from harness.tick_trace import Logged, Tick, logged
+
+from services.errors import Misconfigured
+from services.ledger.records import Claimed
+from substations.substation import Substation
+from substations.tick_log import TickLog
+
+KWH_J = 3_600_000
+
+
+def substation(epoch=1):
+    one = Substation("north", 380_000, 1_500, 4, 0, epoch, 60.0, 0.0, floor_w=1_380)
+    for number, request_id in enumerate(("runs", "waits", "leaves")):
+        departs_in_ms = 0 if request_id == "leaves" else None
+        one.start(Claimed(request_id, 2, "north", epoch, number, 11_000, KWH_J, 0, departs_in_ms), 0.0)
+    return one
+
+
+def test_a_tick_is_logged_as_it_was_set_for_the_time_to_come(tmp_path):
+    one = substation()
+    log = TickLog(tmp_path / "new" / "folder", one)
+    for now_s in (1.0, 3.0):
+        one.tick(now_s)
+        log.write(one)
+    log.close()
+
+    runs = Logged("runs", 2, 1_500, 11_000, KWH_J, paused=False)
+    others = [
+        Logged("waits", 2, 0, 11_000, KWH_J, paused=True),
+        Logged("leaves", 2, 0, 0, KWH_J, paused=False),
+    ]
+    assert logged(tmp_path / "new" / "folder") == {
+        "north-1": [
+            Tick(1.0, 1_500, 4, 1_380, [runs, *others]),
+            Tick(3.0, 1_500, 4, 1_380, [runs._replace(owed_j=KWH_J - 1_500 * 60 * 2), *others]),
+        ]
+    }
+
+
+def test_each_epoch_has_a_file_of_its_own_and_each_line_is_there_at_once(tmp_path):
+    for epoch in (1, 2):
+        one = substation(epoch)
+        log = TickLog(tmp_path, one)
+        one.tick(1.0)
+        log.write(one)
+        assert len(logged(tmp_path)[f"north-{epoch}"]) == 1
+        log.close()
+
+
+def test_a_folder_that_cannot_be_used_is_named_with_its_setting(tmp_path):
+    (tmp_path / "file").touch()
+
+    with pytest.raises(Misconfigured, match=r"^EVENLOAD_SUBSTATION_TICK_LOG: .*file.* cannot be used"):
+        TickLog(tmp_path / "file", substation())
