@@ -165,6 +165,14 @@ def test_a_grid_file_that_is_not_there(refusal, who):
     assert said.endswith("default, mixed")
 
 
+@pytest.mark.parametrize("who", ["substations", "up"])
+def test_a_floor_under_which_no_session_could_run(refusal, who):
+    said = refusal(who, EVENLOAD_SUBSTATION_FLOOR_KW="500")
+
+    assert "EVENLOAD_SUBSTATION_FLOOR_KW: 500 kW is above the limit of 'north', 304 kW" in said
+    assert "lower it" in said
+
+
 @pytest.mark.parametrize("who", EVERYBODY)
 def test_a_broker_that_does_not_answer(refusal, who):
     said = refusal(who)
