@@ -26,7 +26,7 @@ def build_app(
 ) -> web.Application:
     """The HTTP application; what it serves is the API's contract."""
     requests = ChargeRequestRoutes(ledger, intake, WaitForecast(ledger), speed, settings.wait_max_s)
-    substations = SubstationRoutes(view)
+    substations = SubstationRoutes(view, metrics)
     app = web.Application(client_max_size=BODY_MAX_BYTES, middlewares=[problem_details(metrics)])
     app.add_routes(
         [
