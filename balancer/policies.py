@@ -57,10 +57,12 @@ def why_not(estimate: Estimate, zone: str | None) -> str | None:
         return "other_zone"
     if not estimate.operative:
         return "inoperative"
-    if estimate.limit_w < 1:  # a hostile reading may show less than any meter, and the scores would overflow
+    if estimate.limit_w < max(
+        1.0, estimate.floor_w
+    ):  # a hostile reading may show less than any meter, and the scores would overflow
         return "no_power"
-    if estimate.sessions >= estimate.connectors:
-        return "no_connector"
+    if estimate.taken >= estimate.usable + estimate.bays:
+        return "no_place"
     return None
 
 
@@ -118,6 +120,8 @@ def _explain(
                 "limit_kw": round(one.limit_w / 1000, 3),
                 "sessions": one.sessions,
                 "connectors": one.connectors,
+                "bays_taken": one.bays_taken,
+                "bays": one.bays,
                 "in_flight": one.in_flight,
                 "reading_age_s": round(one.age_s, 2),
             }
@@ -133,4 +137,4 @@ def _power_share(estimate: Estimate, power_w: int) -> float:
 
 
 def _connector_share(estimate: Estimate) -> float:
-    return (estimate.sessions + 1) / estimate.connectors
+    return (estimate.taken + 1) / estimate.connectors

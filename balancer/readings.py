@@ -10,8 +10,10 @@ WANTED = (
     "power_watts",
     "demand_watts",
     "limit_watts",
+    "floor_watts",
     "sessions",
     "connectors",
+    "bays",
     "claims_total",
     "ends_total",
     "epoch",
@@ -35,8 +37,10 @@ class Reading:
     power_w: float
     demand_w: float
     limit_w: float
+    floor_w: float
     sessions: int
     connectors: int
+    bays: int
     claims_total: int
     ends_total: int
     operative: bool
@@ -95,8 +99,10 @@ def _reading(substation: str, values: dict[str, float], taken_at_s: float) -> Re
         power_w=values["power_watts"],
         demand_w=values["demand_watts"],
         limit_w=values["limit_watts"],
+        floor_w=values["floor_watts"],
         sessions=int(values["sessions"]),
         connectors=int(values["connectors"]),
+        bays=int(values["bays"]),
         claims_total=int(values["claims_total"]),
         ends_total=int(values["ends_total"]),
         operative=values["operative"] == 1,

@@ -21,6 +21,7 @@ from services.lifecycle import Life, run
 
 STALE_AFTER_INTERVALS = 3
 TABLE_EVERY_S = 1.0
+DAY_MS = 86_400_000
 
 
 async def serve(life: Life, settings: BalancerSettings) -> None:
@@ -53,6 +54,7 @@ async def serve(life: Life, settings: BalancerSettings) -> None:
                 ),
                 dispatcher.serve_waiting_room(),
                 dispatcher.expire_for_ever(),
+                dispatcher.forget_for_ever(round(settings.retention_days * DAY_MS)),
                 consumer.consume(backends.consuming, prefetch=settings.prefetch, tag=life.instance),
             )
         )

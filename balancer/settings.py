@@ -17,4 +17,7 @@ class BalancerSettings(Settings):
     )
     scrape_interval_s: float = Field(1, ge=0.1, le=3_600, description="Time between two scrapes of a substation.")
     prefetch: int = Field(32, ge=1, le=1_000, description="Envelopes in hand at once.")
+    retention_days: float = Field(
+        30, ge=0.01, le=36_500, description="How long an ended request, its history and its Idempotency-Key are kept."
+    )
     seed: int | None = Field(None, description="Seed for breaking ties; random when absent.")

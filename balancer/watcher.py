@@ -111,6 +111,8 @@ def describe(estimate: Estimate) -> dict[str, object]:
         "utilisation": round(estimate.utilisation, 4) if estimate.limit_w > 0 else None,
         "sessions": estimate.sessions,
         "connectors": estimate.connectors,
+        "bays_taken": estimate.bays_taken,
+        "bays": estimate.bays,
         "in_flight": estimate.in_flight,
         "reading_age_s": round(estimate.age_s, 3),
         "fresh": estimate.fresh,

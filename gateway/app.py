@@ -11,6 +11,7 @@ from gateway.problems import problem_details
 from gateway.request_charge import RequestChargeRoute
 from gateway.settings import GatewaySettings
 from gateway.substations import SubstationRoutes
+from gateway.waits import WaitForecast
 from services.ledger.intake import Intake
 
 
@@ -24,8 +25,8 @@ def build_app(
     settings: GatewaySettings,
 ) -> web.Application:
     """The HTTP application; what it serves is the API's contract."""
-    requests = ChargeRequestRoutes(ledger, intake, speed, settings.wait_max_s)
-    substations = SubstationRoutes(view)
+    requests = ChargeRequestRoutes(ledger, intake, WaitForecast(ledger), speed, settings.wait_max_s)
+    substations = SubstationRoutes(view, metrics)
     app = web.Application(client_max_size=BODY_MAX_BYTES, middlewares=[problem_details(metrics)])
     app.add_routes(
         [

@@ -11,6 +11,7 @@ from gateway.bodies import ChargeRequest, parse_charge_request, read_idempotency
 from gateway.intake import IntakeQueue
 from gateway.listing import read_list_query
 from gateway.problems import Problem
+from gateway.waits import WaitForecast
 from services.ledger.intake import Intake
 from services.ledger.records import Accepted, ListedRequest, RequestRecord
 from services.ledger.states import Status
@@ -25,6 +26,7 @@ class ChargeRequestRoutes:
 
     ledger: Intake
     intake: IntakeQueue
+    waits: WaitForecast
     speed: float
     wait_max_s: float
 
@@ -57,7 +59,8 @@ class ChargeRequestRoutes:
         record = await self.ledger.request(request_id) if request_id.isprintable() else None
         if record is None:
             raise Problem(HTTPStatus.NOT_FOUND, f"there is no charge request {request_id[:64]!r}")
-        return web.json_response(describe(record))
+        wait_s = None if record.position is None else await self.waits.expected_s(request_id)
+        return web.json_response(describe(record, wait_s))
 
     async def delete(self, request: web.Request) -> web.Response:
         """200 for what waited and is ended now, or had ended; 202 for what charges, and stops within a heartbeat."""
@@ -110,7 +113,7 @@ def describe_line(line: ListedRequest) -> dict[str, Any]:
     }
 
 
-def describe(record: RequestRecord) -> dict[str, Any]:
+def describe(record: RequestRecord, expected_wait_s: float | None) -> dict[str, Any]:
     """A ledger record in the API's words and units."""
     return {
         "request_id": record.request_id,
@@ -125,9 +128,8 @@ def describe(record: RequestRecord) -> dict[str, Any]:
         "energy_delivered_kwh": record.energy_delivered_j / JOULES_PER_KWH,
         "depart_by": None if record.depart_by_ms is None else rfc3339(record.depart_by_ms),
         "wait_until": rfc3339(record.wait_until_ms),
-        # Unknown until the waiting room tells them.
-        "position": None,
-        "expected_wait_s": None,
+        "position": record.position,
+        "expected_wait_s": None if expected_wait_s is None else round(expected_wait_s, 1),
         "history": [
             {
                 "at": rfc3339(line.at_ms),

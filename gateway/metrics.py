@@ -1,11 +1,15 @@
 """What the gateway measures."""
 
 import asyncio
+from collections.abc import Mapping
+from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
+from services.clock import monotonic_s
 from services.errors import LedgerUnavailable
 from services.ledger.intake import Intake
+from services.ledger.states import Status
 from services.logs import get_logger
 
 log = get_logger(__name__)
@@ -33,13 +37,23 @@ class GatewayMetrics:
         self._requests = Gauge(
             "evenload_gateway_requests", "Charge requests in each state, from the ledger.", ["state"], registry=registry
         )
+        self._counted: tuple[float, Mapping[Status, int]] | None = None
 
     async def follow(self, ledger: Intake) -> None:
         """Keep the counts of the ledger's states fresh until cancelled."""
         while True:
             try:
-                for status, count in (await ledger.counts()).items():
+                counts = await ledger.counts()
+                self._counted = (monotonic_s(), counts)
+                for status, count in counts.items():
                     self._requests.labels(status.value).set(count)
             except LedgerUnavailable as error:
                 log.warning("counts_left_stale", cause=str(error))
             await asyncio.sleep(COUNT_EVERY_S)
+
+    def counts(self) -> dict[str, Any]:
+        """The last counts of the ledger's states as the API shows them, with their age; null until there are some."""
+        if self._counted is None:
+            return {"requests": None, "requests_age_s": None}
+        counted_at_s, counts = self._counted
+        return {"requests": dict(counts), "requests_age_s": round(monotonic_s() - counted_at_s, 3)}

@@ -6,6 +6,7 @@ from http import HTTPStatus
 from aiohttp import web
 
 from gateway.load_view import LoadView
+from gateway.metrics import GatewayMetrics
 from gateway.problems import Problem
 
 
@@ -14,10 +15,11 @@ class SubstationRoutes:
     """The handlers of `/substations`."""
 
     view: LoadView
+    metrics: GatewayMetrics
 
     async def get_all(self, _request: web.Request) -> web.Response:
-        """The whole table with its time and the age of each reading."""
-        return web.json_response(self.view.table())
+        """The whole table with its time and the age of each reading, and how many requests are in each state."""
+        return web.json_response(self.view.table() | self.metrics.counts())
 
     async def get(self, request: web.Request) -> web.Response:
         """One substation's line."""

@@ -47,9 +47,10 @@ class AdminServer:
 
 
 def free_port(host: str) -> int:
-    """A TCP port that is free on `host` now."""
-    with socket.socket() as probe:
-        probe.bind((host, 0))
+    """A TCP port that is free on `host` now; raises `OSError` where that is no address of this machine."""
+    family, _, _, _, address = socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM)[0]
+    with socket.socket(family) as probe:
+        probe.bind(address)
         port: int = probe.getsockname()[1]
         return port
 
@@ -62,16 +63,17 @@ async def bind(runner: web.AppRunner, host: str, port: int | None, setting: str)
     try:
         site = web.TCPSite(runner, host, port or 0)
         await site.start()
-    except OSError as error:
+    except (OSError, UnicodeError) as error:  # UnicodeError: no host can have that name
         raise Misconfigured(port_taken(host, port, setting, error)) from None
     bound: int = runner.addresses[-1][1]
     return bound
 
 
-def port_taken(host: str, port: int | None, setting: str, error: OSError) -> str:
-    """What to tell somebody whose port is in use."""
+def port_taken(host: str, port: int | None, setting: str, error: OSError | UnicodeError) -> str:
+    """What to tell somebody whose port is in use, or whose host is not this machine; `setting` is the port's."""
+    cause = getattr(error, "strerror", None) or error
     try:
-        cure = f"stop what uses it, or set {setting}={free_port(host)}, which is free"
-    except OSError:
-        cure = f"set {setting} and the host to ones this machine has"
-    return f"port {port} on {host} cannot be used ({error.strerror or error}): {cure}"
+        free = free_port(host)
+    except (OSError, UnicodeError):
+        return f"{setting.removesuffix('PORT')}HOST: {host!r} is not this machine ({cause}): set it to 127.0.0.1"
+    return f"port {port} on {host} cannot be used ({cause}): stop what uses it, or set {setting}={free}, which is free"

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from aio_pika.abc import AbstractRobustConnection
 
-from services.broker.connection import connected
+from services.broker.connection import connected, require_topology
 from services.broker.publisher import Publisher
 from services.ledger.connection import LedgerConnection, open_ledger
 from services.lifecycle import Life
@@ -23,7 +23,7 @@ class Backends:
 
 @contextlib.asynccontextmanager
 async def opened(life: Life) -> AsyncIterator[Backends]:
-    """Open ledger and broker; raises `Misconfigured` where one cannot be had within the start-up timeout."""
+    """Open ledger and broker; raises `Misconfigured` where one cannot be had or used."""
     common, name = life.common, life.instance
     async with (
         open_ledger(
@@ -36,4 +36,5 @@ async def opened(life: Life) -> AsyncIterator[Backends]:
         connected(common.amqp_url, f"{name} publish", common.startup_timeout_s) as publishing,
         connected(common.amqp_url, f"{name} consume", common.startup_timeout_s) as consuming,
     ):
+        await require_topology(publishing, common.amqp_url)
         yield Backends(ledger, await Publisher.open(publishing, common.envelope_max), consuming)

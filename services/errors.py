@@ -14,7 +14,11 @@ class EvenloadError(Exception):
 
 
 class Misconfigured(EvenloadError):
-    """The process cannot do its work as it is set up; the text names the cause and the cure."""
+    """The process cannot do its work as it is set up; the text names the cause and the cure, in one line."""
+
+    def __init__(self, text: str) -> None:
+        # Names of variables, keys and files may hold anything.
+        super().__init__("".join(sign if sign.isprintable() else repr(sign)[1:-1] for sign in text))
 
 
 class InvalidMessage(EvenloadError):

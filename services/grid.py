@@ -1,19 +1,24 @@
 """The grid area: which substations there are, read from a grid file (TOML)."""
 
 import math
+import re
 import tomllib
+from collections.abc import Iterator, Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from services.errors import Misconfigured
 from services.settings import SUBSTATION_ID
+from services.toml_lines import line_of
 
 POWER_FACTOR = 0.95
 HOSTING_SHARE = 0.8
 """Share of a transformer's active power that is given to charging; the rest belongs to the households."""
+CONNECTORS_PER_BAY = 4
+_BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
 
 
 class SubstationSpec(BaseModel):
@@ -25,13 +30,16 @@ class SubstationSpec(BaseModel):
     rated_kva: Annotated[float, Field(ge=1, le=100_000)]
     limit_kw: Annotated[float, Field(ge=0.001)] | None = None
     connectors: Annotated[int, Field(ge=1, le=10_000)]
+    bays: Annotated[int, Field(ge=0, le=10_000)] | None = None
     zone: Annotated[str, Field(min_length=1, max_length=64)] | None = None
 
-    @model_validator(mode="after")
-    def _limit_within_rating(self) -> "SubstationSpec":
-        if self.limit_kw is not None and self.limit_kw > self.rated_kva * POWER_FACTOR:
-            raise ValueError(f"limit_kw is above rated_kva × {POWER_FACTOR} = {self.rated_kva * POWER_FACTOR:g} kW")
-        return self
+    @field_validator("limit_kw")
+    @classmethod
+    def _limit_within_rating(cls, value: float | None, info: ValidationInfo) -> float | None:
+        rated_kva = info.data.get("rated_kva")  # absent where it is faulty itself
+        if value is not None and rated_kva is not None and value > rated_kva * POWER_FACTOR:
+            raise ValueError(f"is above rated_kva × {POWER_FACTOR} = {rated_kva * POWER_FACTOR:g} kW")
+        return value
 
     @property
     def rated_w(self) -> int:
@@ -45,6 +53,11 @@ class SubstationSpec(BaseModel):
             return math.floor(self.rated_w * HOSTING_SHARE)
         return math.floor(self.limit_kw * 1000)
 
+    @property
+    def waiting_bays(self) -> int:
+        """Places where a vehicle waits for the next free connector; by default one for four connectors."""
+        return self.connectors // CONNECTORS_PER_BAY if self.bays is None else self.bays
+
 
 class Grid(BaseModel):
     """A whole grid area."""
@@ -53,15 +66,6 @@ class Grid(BaseModel):
 
     name: str
     substation: Annotated[list[SubstationSpec], Field(min_length=1)]
-
-    @model_validator(mode="after")
-    def _ids_differ(self) -> "Grid":
-        seen: set[str] = set()
-        for spec in self.substation:
-            if spec.id in seen:
-                raise ValueError(f"substation id {spec.id!r} stands there twice")
-            seen.add(spec.id)
-        return self
 
     def pick(self, ids: list[str]) -> list[SubstationSpec]:
         """The substations with these ids, or all where none is named; raises `Misconfigured` for a stranger."""
@@ -77,20 +81,56 @@ class Grid(BaseModel):
 def load_grid(name_or_path: str) -> Grid:
     """Read a grid file, by path or by the name of one that comes with Evenload.
 
-    Raises `Misconfigured` naming the file, the place in it and what is wrong.
+    Raises `Misconfigured` naming the file and, for each fault, the line, the key and what would be right.
     """
-    shipped = resources.files("services") / "grids" / f"{name_or_path}.toml"
+    grids = resources.files("services") / "grids"
+    shipped = grids / f"{name_or_path}.toml"
     try:
-        text = shipped.read_text() if shipped.is_file() else Path(name_or_path).read_text()
-        return Grid.model_validate(tomllib.loads(text))
+        text = (shipped if shipped.is_file() else Path(name_or_path)).read_text(encoding="utf-8")
+        data = tomllib.loads(text)
     except OSError as error:
-        raise Misconfigured(f"EVENLOAD_GRID: grid file {name_or_path!r} cannot be read: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise Misconfigured(f"grid file {name_or_path!r} is no TOML: {error}") from None
+        names = sorted(one.name.removesuffix(".toml") for one in grids.iterdir())
+        raise Misconfigured(
+            f"EVENLOAD_GRID: grid file {name_or_path!r} cannot be read ({error.strerror}): "
+            f"give the path of one, or one of those that come along: {', '.join(names)}"
+        ) from None
+    except (ValueError, RecursionError) as error:  # not UTF-8, not TOML, or more digits or brackets than Python takes
+        raise Misconfigured(f"EVENLOAD_GRID: grid file {name_or_path!r} is no TOML: {error}") from None
+    try:
+        grid = Grid.model_validate(data)
+        faults = list(_doubled_ids(grid))
     except ValidationError as error:
-        faults = "; ".join(f"{_place(fault['loc'])}: {fault['msg']}" for fault in error.errors())
-        raise Misconfigured(f"grid file {name_or_path!r}: {faults}") from None
+        faults = [(fault["loc"], _words(dict(fault))) for fault in error.errors()]
+    else:
+        if not faults:
+            return grid
+    told = "; ".join(f"{_place(text, path)}: {words}" for path, words in faults)
+    raise Misconfigured(f"EVENLOAD_GRID: grid file {name_or_path!r}: {told}")
 
 
-def _place(loc: tuple[Any, ...]) -> str:
-    return ".".join(str(part) for part in loc) or "the file"
+def _doubled_ids(grid: Grid) -> Iterator[tuple[tuple[str | int, ...], str]]:
+    first: dict[str, int] = {}
+    for number, spec in enumerate(grid.substation):
+        if spec.id in first:
+            yield ("substation", number, "id"), f"{spec.id!r} is the id of substation.{first[spec.id]} already"
+        first.setdefault(spec.id, number)
+
+
+def _words(fault: Mapping[str, Any]) -> str:
+    path = fault["loc"]
+    match fault["type"]:
+        case "missing":
+            return "is missing"
+        case "extra_forbidden":
+            known = SubstationSpec.model_fields if len(path) > 1 else Grid.model_fields
+            return f"is no key of a grid file; there are {', '.join(known)}"
+        case _:
+            text = str(fault["msg"]).removeprefix("Value error, ")
+            return f"{text[:1].lower()}{text[1:]} (got {repr(fault['input'])[:80]})"
+
+
+def _place(text: str, path: tuple[str | int, ...]) -> str:
+    """Line and key, as far as they can be told; a key that is missing is looked for where it should stand."""
+    line = line_of(text, path) or line_of(text, path[:-1])
+    key = ".".join(str(part) if _BARE_KEY.fullmatch(str(part)) else repr(part) for part in path)
+    return f"line {line}, {key}" if line else key

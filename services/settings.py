@@ -1,6 +1,7 @@
 """Settings from `EVENLOAD_…` variables, checked as a whole before anything starts."""
 
 import difflib
+import ipaddress
 import os
 import re
 import secrets
@@ -20,6 +21,9 @@ _SERVICE_PREFIXES = ("EVENLOAD_GATEWAY_", "EVENLOAD_BALANCER_", "EVENLOAD_SUBSTA
 
 Port = Annotated[int, Field(ge=1, le=65535)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
+
+GUESSED_PASSWORDS = ("", "guest", "changeme")
+"""Refused where the broker is not on this machine."""
 
 SUBSTATION_ID = re.compile(r"^[A-Za-z0-9][A-Za-z0-9-]{0,62}$")
 
@@ -54,11 +58,17 @@ class CommonSettings(Settings):
     @classmethod
     def _amqp_scheme(cls, value: str) -> str:
         try:
-            is_sound = URL(value).scheme in ("amqp", "amqps") and bool(URL(value).host)
+            host = URL(value).host or ""
+            is_sound = URL(value).scheme in ("amqp", "amqps") and bool(host.encode("idna"))
         except ValueError:
-            is_sound = False
+            is_sound, host = False, ""
         if not is_sound:
             raise ValueError("an address like amqp://user:password@127.0.0.1:5672/evenload is needed")
+        if (URL(value).password or "") in GUESSED_PASSWORDS and not _is_loopback(host):
+            raise ValueError(
+                f"the password for {host} is empty or one that everybody guesses: "
+                "give the broker's user a password of its own, and the address that password"
+            )
         return value
 
     def instance_name(self, service: str) -> str:
@@ -78,6 +88,13 @@ class LocalSettings(Settings):
     first_rush: bool = Field(True, description="0 starts the local stack without its first rush hour.")
     grid: str = Field("default", description="Grid file (TOML), or the name of one that comes along.")
     gateway_port: Port = Field(8080, description="Port of the HTTP API.")
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 AnySettings = TypeVar("AnySettings", bound=Settings)

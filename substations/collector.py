@@ -19,6 +19,8 @@ GAUGES: Sequence[tuple[str, str, Callable[[Substation], float]]] = (
     ("utilisation_ratio", "Power ÷ limit.", lambda one: one.power_w / one.limit_w),
     ("sessions", "Vehicles at a connector.", lambda one: len(one.sessions)),
     ("connectors", "Connectors.", lambda one: one.connectors),
+    ("bays", "Places to wait for the next free connector.", lambda one: one.bays),
+    ("bays_occupied", "Vehicles in a bay.", lambda one: len(one.in_bays)),
     ("epoch", "Tenure of the process that hosts the substation.", lambda one: one.epoch),
     ("snapshot_sequence", "Number of this snapshot within the epoch.", lambda one: one.sequence),
     ("operative", "1 while the substation takes requests.", lambda _one: 1),

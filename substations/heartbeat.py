@@ -4,7 +4,7 @@ What the ledger knows and the process does not is adopted: this repairs lost mes
 """
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from services.clock import monotonic_s
 from services.errors import LedgerUnavailable, Misconfigured
@@ -12,7 +12,6 @@ from services.ledger.charging import Charging
 from services.ledger.records import Heartbeat
 from services.logs import get_logger
 from services.messages import Hint
-from substations.substation import Key
 from substations.worker import Worker
 
 log = get_logger(__name__)
@@ -25,10 +24,10 @@ async def beat_for_ever(workers: Mapping[str, Worker], ledger: Charging, heartbe
     """Beat until cancelled; raises `Misconfigured` when another process took a substation over."""
     while True:
         await asyncio.sleep(heartbeat_s)
-        unanswered = {substation: set(worker.unanswered) for substation, worker in workers.items()}
+        in_bays = {substation: tuple(worker.substation.in_bays) for substation, worker in workers.items()}
         try:
             for answer in await beat(workers, ledger):
-                await _reconcile(workers[answer.substation], answer, unanswered[answer.substation])
+                await _reconcile(workers[answer.substation], answer, in_bays[answer.substation])
         except LedgerUnavailable as error:
             log.warning("heartbeat_missed", cause=str(error))
 
@@ -40,7 +39,8 @@ async def beat(workers: Mapping[str, Worker], ledger: Charging) -> list[Heartbea
     return await ledger.heartbeat(epochs, progress, ADOPT_AFTER_MS)
 
 
-async def _reconcile(worker: Worker, answer: Heartbeat, unanswered: set[Key]) -> None:
+async def _reconcile(worker: Worker, answer: Heartbeat, in_bays: Sequence[Hint]) -> None:
+    """Take over what the ledger thinks; `in_bays` is who stood in a bay before it was asked."""
     substation = worker.substation
     if answer.epoch != substation.epoch:
         raise Misconfigured(
@@ -48,12 +48,15 @@ async def _reconcile(worker: Worker, answer: Heartbeat, unanswered: set[Key]) ->
             f"{substation.epoch}): give each process ids of its own in EVENLOAD_SUBSTATION_IDS"
         )
     adopted = substation.adopt(answer.charging, monotonic_s())
-    worker.forget_unanswered(unanswered)
     if adopted:
         log.info("sessions_adopted", substation=substation.id, sessions=adopted)
     stopped = substation.stop(answer.stops_asked)
     if stopped:
         log.info("sessions_stopped", substation=substation.id, sessions=stopped)
-    if answer.assigned:
-        log.info("assignments_adopted", substation=substation.id, requests=len(answer.assigned))
-        await worker.take_in([Hint(*one) for one in answer.assigned])
+    substation.vacate(set(in_bays) - set(answer.assigned))
+    forgotten = [hint for hint in answer.overdue if hint not in substation.in_bays]
+    if forgotten:
+        log.info("assignments_adopted", substation=substation.id, requests=len(forgotten))
+        await worker.take_in(forgotten)
+    else:
+        await worker.serve_bays()

@@ -8,7 +8,7 @@ from services.backends import opened
 from services.broker import topology
 from services.broker.settle import Consumer
 from services.clock import monotonic_s
-from services.errors import LedgerUnavailable
+from services.errors import LedgerUnavailable, Misconfigured
 from services.grid import SubstationSpec, load_grid
 from services.ledger.charging import LedgerCharging
 from services.ledger.records import Registration, Tenure
@@ -31,6 +31,12 @@ async def serve(life: Life, settings: SubstationSettings) -> None:
     """Charge until told to stop; sessions stay in the ledger and go on at the next start."""
     common = life.common
     specs = {spec.id: spec for spec in load_grid(common.grid).pick(settings.hosted_ids())}
+    for spec in specs.values():
+        if settings.floor_w > spec.limit_w:
+            raise Misconfigured(
+                f"EVENLOAD_SUBSTATION_FLOOR_KW: {settings.floor_kw:g} kW is above the limit of {spec.id!r}, "
+                f"{spec.limit_w / 1000:g} kW, so that no session could run: lower it"
+            )
     async with AsyncExitStack() as stack:
         backends = await stack.enter_async_context(opened(life))
         ledger = LedgerCharging(backends.ledger)
@@ -82,7 +88,7 @@ async def serve(life: Life, settings: SubstationSettings) -> None:
 
 
 def _registration(spec: SubstationSpec, metrics_url: str) -> Registration:
-    return Registration(spec.id, spec.zone, spec.rated_w, spec.limit_w, spec.connectors, metrics_url)
+    return Registration(spec.id, spec.zone, spec.rated_w, spec.limit_w, spec.connectors, spec.waiting_bays, metrics_url)
 
 
 def _resumed(tenure: Tenure, spec: SubstationSpec, speed: float, settings: SubstationSettings) -> Substation:
@@ -92,6 +98,7 @@ def _resumed(tenure: Tenure, spec: SubstationSpec, speed: float, settings: Subst
         rated_w=spec.rated_w,
         limit_w=spec.limit_w,
         connectors=spec.connectors,
+        bays=spec.waiting_bays,
         epoch=tenure.epoch,
         speed=speed,
         ticked_at_s=now_s,

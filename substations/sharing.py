@@ -80,8 +80,8 @@ def _running(limit_w: int, floor_w: int, ordered: Sequence[Wish]) -> set[str]:
 def fill_evenly(limit_w: int, _floor_w: int, running: Sequence[Wish]) -> dict[str, int]:
     """Max-min fair by water-filling: who wants less than an equal share gets it all, the others share what that leaves.
 
-    (Bertsekas and Gallager, Data Networks, 6.5.) Odd watts go to the smallest wishes, then by arrival. Where the
-    floors fit into the limit, nobody gets less than its floor: the level of the water is above it.
+    (Bertsekas and Gallager, Data Networks, 6.5.) Odd watts go to the smallest wishes, then by arrival. Where the floors
+    fit into the limit, nobody gets less than its floor: the level of the water is above it.
     """
     powers_w: dict[str, int] = {}
     left_w = limit_w

@@ -1,10 +1,11 @@
 """A substation and its charging sessions: pure, time comes in as a parameter."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from services.ledger.records import Claimed, Ending, Progress
 from services.ledger.states import Reason
+from services.messages import Hint
 from substations.session import Session
 from substations.sharing import POLICIES, Policy, share
 
@@ -23,6 +24,7 @@ class Substation:
     rated_w: int
     limit_w: int
     connectors: int
+    bays: int
     epoch: int
     speed: float
     ticked_at_s: float
@@ -30,8 +32,8 @@ class Substation:
     """Least power of a running session; who wants less gets what it wants."""
     sharing: Policy = POLICIES["max-min"]
     sessions: dict[str, Session] = field(default_factory=dict)
-    claiming: set[Key] = field(default_factory=set)
-    """Claims on their way to the ledger, or without an answer: each holds a connector."""
+    in_bays: list[Hint] = field(default_factory=list)
+    """Assigned to us and waiting for the next free connector; their order is the ledger's."""
     claims_total: int = 0
     ends_by_reason: dict[str, int] = field(default_factory=lambda: {Reason.ENERGY_LIMIT_REACHED: 0})
     energy_total_j: int = 0
@@ -40,8 +42,23 @@ class Substation:
 
     @property
     def free_connectors(self) -> int:
-        """Connectors that neither a session nor a claim on its way holds."""
-        return self.connectors - len(self.sessions) - len(self.claiming)
+        """Connectors that another session may take: none holds them, and the limit has a floor's power for it."""
+        return min(self.connectors, self.limit_w // max(1, self.floor_w)) - len(self.sessions)
+
+    def park(self, held: Sequence[Hint]) -> list[Hint]:
+        """Fill the bays from `held`, what is assigned to us still, in its order; returns those that find none.
+
+        Who stands in a bay already is not overtaken by who comes; who is not held any more leaves its bay.
+        """
+        standing = set(self.in_bays)
+        ordered = sorted(held, key=lambda hint: hint not in standing)  # stable: else in the order of `held`
+        self.in_bays = ordered[: self.bays]
+        return ordered[self.bays :]
+
+    def vacate(self, gone: Iterable[Hint]) -> None:
+        """Empty the bays of those who were cancelled, expired or given back."""
+        left = set(gone)
+        self.in_bays = [hint for hint in self.in_bays if hint not in left]
 
     @property
     def power_w(self) -> int:
@@ -50,8 +67,12 @@ class Substation:
 
     @property
     def demand_w(self) -> int:
-        """Power that the sessions would take without a limit; an ended one counts until the ledger knows its end."""
-        return sum(session.wanted_w for session in self.sessions.values())
+        """The most that the sessions may take without a limit; an ended one counts until the ledger knows its end.
+
+        Taper does not lower it: so it is what the ledger's rows add up to, from the claim to the end, and a balancer
+        may subtract a row that has ended since.
+        """
+        return sum(session.claimed.power_max_w for session in self.sessions.values())
 
     def start(self, claimed: Claimed, now_s: float) -> bool:
         """Begin, or go on with, a session; its power comes with the next tick.

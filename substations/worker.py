@@ -1,4 +1,4 @@
-"""Runs one substation: claims what is sent to it, ticks its sessions, writes their ends."""
+"""Runs one substation: claims what is sent to it, fills its bays, ticks its sessions, writes their ends."""
 
 import asyncio
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ from services.ledger.charging import Charging
 from services.ledger.records import Ending
 from services.logs import get_logger
 from services.messages import Hint
-from substations.substation import Key, Substation
+from substations.substation import Substation
 from substations.tick_log import TickLog
 
 log = get_logger(__name__)
@@ -22,48 +22,43 @@ class Worker:
         self.substation = substation
         self._tick_log = tick_log
         self._ledger = ledger
-        self.unanswered: set[Key] = set()
-        """Claims whose outcome is unknown: a later one, or a heartbeat sent after them, tells."""
+        self._one_at_a_time = asyncio.Lock()
         self._being_written: set[str] = set()
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def take_in(self, hints: Sequence[Hint]) -> None:
-        """Claim what a connector is free for and start it, decline the rest; raises `LedgerUnavailable`."""
-        substation = self.substation
-        left = [hint for hint in hints if hint.request_id not in substation.sessions]
-        while left:
-            held = [hint for hint in left if hint in self.unanswered]
-            others = [hint for hint in left if hint not in self.unanswered]
-            ours = held + others[: max(0, substation.free_connectors)]
-            if not ours:
-                break
-            await self._claim(ours)
-            # Stale hints free their connectors again, for those behind them.
-            left = [hint for hint in left if hint not in ours]
-        if left:
-            declined = await self._ledger.decline(left, substation.id)
-            log.info("requests_declined", substation=substation.id, requests=len(declined))
+        """Start what a connector is free for, take the next into bays, decline the rest.
 
-    async def _claim(self, hints: Sequence[Hint]) -> None:
+        Who stands in a bay is asked for together with the newcomers: the ledger chooses, in the waiting room's order,
+        and knows by then who was cancelled. Raises `LedgerUnavailable`: asking again is safe, because the ledger
+        counts the connectors itself and tells what an unanswered call has claimed.
+        """
         substation = self.substation
-        substation.claiming.update(hints)
-        self.unanswered.difference_update(hints)
-        try:
-            claimed = await self._ledger.claim(hints, substation.id, substation.epoch)
-        except BaseException:
-            self.unanswered.update(hints)  # they may be charging by now: each keeps its connector
-            raise
-        for one in claimed:
-            substation.start(one, monotonic_s())
-        substation.claiming.difference_update(hints)
-        if claimed:
-            log.info("requests_claimed", substation=substation.id, requests=len(claimed))
+        async with self._one_at_a_time:
+            asked = [
+                hint
+                for hint in dict.fromkeys([*substation.in_bays, *hints])
+                if hint.request_id not in substation.sessions
+            ]
+            if not asked:
+                return
+            claims = await self._ledger.claim(asked, substation.id, substation.epoch, substation.free_connectors)
+            for one in claims.claimed:
+                substation.start(one, monotonic_s())
+            if claims.claimed:
+                log.info("requests_claimed", substation=substation.id, requests=len(claims.claimed))
+            beyond = substation.park(claims.held)
+            if beyond:
+                declined = await self._ledger.decline(beyond, substation.id)
+                log.info("requests_declined", substation=substation.id, requests=len(declined))
 
-    def forget_unanswered(self, known_before: set[Key]) -> None:
-        """Give back the connectors of claims that a heartbeat sent after them did not show as charging."""
-        settled = self.unanswered & known_before
-        self.unanswered -= settled
-        self.substation.claiming -= settled
+    async def serve_bays(self) -> None:
+        """Let those in bays take the connectors that are free by now; an absent ledger leaves it to the heartbeat."""
+        if self.substation.in_bays and self.substation.free_connectors > 0:
+            try:
+                await self.take_in([])
+            except LedgerUnavailable as error:
+                log.warning("bays_left_waiting", substation=self.substation.id, cause=str(error))
 
     async def tick_for_ever(self, tick_s: float) -> None:
         """Step the simulation until cancelled."""
@@ -92,11 +87,12 @@ class Worker:
         except LedgerUnavailable as error:
             # The sessions keep their connectors, and the next tick tries again.
             log.warning("ends_left_unwritten", substation=self.substation.id, requests=len(endings), cause=str(error))
-        else:
-            for one in endings:
-                is_ours = one.request_id in numbers
-                self.substation.finish(one.request_id, monotonic_s(), counts=is_ours)
-                if not is_ours:
-                    log.warning("end_not_ours", substation=self.substation.id, request_id=one.request_id)
+            return
         finally:
             self._being_written.difference_update(one.request_id for one in endings)
+        for one in endings:
+            is_ours = one.request_id in numbers
+            self.substation.finish(one.request_id, monotonic_s(), counts=is_ours)
+            if not is_ours:
+                log.warning("end_not_ours", substation=self.substation.id, request_id=one.request_id)
+        await self.serve_bays()

@@ -7,9 +7,10 @@ from collections.abc import AsyncIterator
 
 import aio_pika
 from aio_pika.abc import AbstractRobustConnection
-from aio_pika.exceptions import AMQPError
+from aio_pika.exceptions import AMQPError, ChannelNotFoundEntity, InvalidFrameError
 from yarl import URL
 
+from services.broker import topology
 from services.errors import BrokerUnavailable, Misconfigured
 from services.logs import get_logger
 
@@ -62,6 +63,21 @@ async def _first_connection(url: str, name: str, startup_timeout_s: float) -> Ab
             await asyncio.sleep(RETRY_PAUSE_S)
 
 
+async def require_topology(connection: AbstractRobustConnection, url: str) -> None:
+    """Raise `Misconfigured` where the vhost lacks what every service publishes to; raises `BrokerUnavailable`."""
+    async with deadline(ATTEMPT_DEADLINE_S, "looking at the exchanges"):
+        channel = await connection.channel(publisher_confirms=False)
+        try:
+            for exchange in topology.EXCHANGES:
+                await channel.get_exchange(exchange)
+        except ChannelNotFoundEntity as error:
+            raise Misconfigured(
+                f"EVENLOAD_AMQP_URL: the broker at {redacted(url)} is not set up for Evenload ({_words(error)}): name "
+                "the vhost that is, or load there what `python -m services.broker.topology operator=<password>` prints"
+            ) from None
+        await channel.close()
+
+
 def redacted(url: str) -> str:
     """The address without its password."""
     parsed = URL(url)
@@ -69,6 +85,8 @@ def redacted(url: str) -> str:
 
 
 def _words(error: BaseException) -> str:
+    if isinstance(error, InvalidFrameError):  # the library does not pass on what the broker said
+        return "it refuses to open the vhost: there is none of that name, or the user has no rights in it"
     return str(error) or type(error).__name__
 
 

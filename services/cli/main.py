@@ -1,22 +1,14 @@
-"""`evenload`: start the local stack, send a rush."""
+"""`evenload`: the table of its commands; what a command needs is imported when it is called."""
 
-import contextlib
 import io
-import os
+import re
 import sys
-from functools import partial
-from typing import Annotated, Literal, NoReturn
+from typing import Annotated, Literal
 
 import typer
-from rich.console import Console
 
-from services.cli import rush as rushing
-from services.cli.rush_report import RushPlan, make_console
-from services.errors import Misconfigured
-from services.settings import LocalSettings, load, refuse_unknown
-
-EXIT_FAILED = 1
-EXIT_MISCONFIGURED = 2
+from services.cli.options import Json, Substation, Url, gateway_url
+from services.cli.output import leave_with
 
 app = typer.Typer(
     name="evenload",
@@ -24,6 +16,22 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
+State = Literal["accepted", "assigned", "charging", "completed", "stopped", "cancelled", "expired", "failed"]
+_DURATION = re.compile(r"(\d+(?:\.\d+)?) ?(ms|s|m|min|h)?")
+_UNITS_S = {"ms": 0.001, "s": 1, None: 1, "m": 60, "min": 60, "h": 3600}
+
+
+def _duration_s(words: str) -> float:
+    match = _DURATION.fullmatch(words)
+    if not match or not float(match[1]):
+        raise typer.BadParameter(f"give a time like 20s, 500ms or 2m (got {words!r})")
+    return float(match[1]) * _UNITS_S[match[2]]
+
+
+def _known_targets(incomplete: str) -> list[str]:
+    from services.cli.break_ import known_targets
+
+    return known_targets(incomplete)
 
 
 @app.callback()
@@ -32,20 +40,11 @@ def _commands() -> None:
 
 
 @app.command()
-def up() -> None:
+def up(as_json: Json = False) -> None:
     """Start broker, gateway, balancer and substations here, send a first rush, serve until Ctrl-C."""
-    from services.local.stack import up as stack_up
-    from services.local.supervisor import StackEnded
+    from services.cli import up as command
 
-    try:
-        refuse_unknown(os.environ, None)
-        console = make_console()
-        code = stack_up(load(LocalSettings), partial(_say, console), partial(rushing.first_rush, console))
-    except Misconfigured as error:
-        _fail(str(error), EXIT_MISCONFIGURED)
-    except StackEnded as error:
-        _fail(str(error), EXIT_FAILED)
-    sys.exit(code)
+    leave_with(lambda: command.run(as_json=as_json))
 
 
 @app.command()
@@ -58,29 +57,115 @@ def rush(
         Literal["claimed", "ended"], typer.Option(help="Return when all are claimed, or ended.")
     ] = "claimed",
     within: Annotated[float, typer.Option(min=1, help="Give up after this many seconds.")] = 900,
-    url: Annotated[str, typer.Option(help="The gateway; else the one at EVENLOAD_GATEWAY_PORT here.")] = "",
+    url: Url = "",
+    as_json: Json = False,
 ) -> None:
     """Send a rush of equal requests and show how it was distributed."""
-    try:
-        url = url or f"http://127.0.0.1:{load(LocalSettings).gateway_port}"
-        plan = RushPlan(requests, over, energy_kwh, power_kw, until, within, url)
-        sys.exit(rushing.run(plan))
-    except rushing.GatewayUnusable as error:
-        _fail(str(error), EXIT_FAILED)
-    except Misconfigured as error:
-        _fail(str(error), EXIT_MISCONFIGURED)
-    except KeyboardInterrupt:
-        sys.exit(130)
+    from services.cli import rush as command
+    from services.cli.rush_report import RushPlan
+
+    def work() -> int:
+        plan = RushPlan(requests, over, energy_kwh, power_kw, until, within, gateway_url(url))
+        return command.run(plan, as_json=as_json)
+
+    leave_with(work)
 
 
-def _say(console: Console, line: str) -> None:
-    with contextlib.suppress(OSError):  # whoever read this has gone; the stack need not
-        console.print(line, markup=False, soft_wrap=True)
+@app.command()
+def submit(
+    vehicle_id: Annotated[str | None, typer.Option(help="Who wants to charge; generated when absent.")] = None,
+    energy_kwh: Annotated[float | None, typer.Option(help="Energy to ask for.", show_default="10")] = None,
+    power_kw: Annotated[float | None, typer.Option(help="Most power it can take.", show_default="11")] = None,
+    depart_by: Annotated[
+        str | None, typer.Option(metavar="TIME", help="Latest departure, RFC 3339 with an offset.")
+    ] = None,
+    zone: Annotated[str | None, typer.Option(help="Only substations of this zone.")] = None,
+    priority: Annotated[int | None, typer.Option(min=0, max=9, help="9 is the most urgent.", show_default="0")] = None,
+    key: Annotated[str | None, typer.Option(help="Idempotency key: sent again, it stays one request.")] = None,
+    wait: Annotated[bool, typer.Option("--wait", help="Follow it to its end; exit 0 only if completed.")] = False,
+    url: Url = "",
+    as_json: Json = False,
+) -> None:
+    """Send one charge request."""
+    from services.cli import submit as command
+
+    body = {
+        "vehicle_id": vehicle_id,
+        "energy_kwh": energy_kwh,
+        "max_power_kw": power_kw,
+        "depart_by": depart_by,
+        "zone": zone,
+        "priority": priority,
+    }
+    leave_with(lambda: command.run(gateway_url(url), body, key, wait=wait, as_json=as_json))
 
 
-def _fail(text: str, code: int) -> NoReturn:
-    print(f"evenload: {text}", file=sys.stderr, flush=True)  # noqa: T201
-    sys.exit(code)
+@app.command()
+def status(
+    request_id: Annotated[str | None, typer.Argument(metavar="[ID]", help="A request; all when absent.")] = None,
+    state: Annotated[State | None, typer.Option("--state", help="Only requests in this state.")] = None,
+    substation: Substation = None,
+    limit: Annotated[int, typer.Option(min=1, max=500, help="How many of the newest.")] = 10,
+    url: Url = "",
+    as_json: Json = False,
+) -> None:
+    """Show one request with its history and decision, or the counts by state and the newest requests."""
+    from services.cli import status as command
+
+    if request_id is not None and (state or substation):
+        raise typer.BadParameter("--state and --substation filter the list: leave the ID out")
+    if request_id is None:
+        leave_with(lambda: command.run_all(gateway_url(url), state, substation, limit, as_json=as_json))
+    leave_with(lambda: command.run_one(gateway_url(url), request_id, as_json=as_json))
+
+
+@app.command()
+def substations(url: Url = "", as_json: Json = False) -> None:
+    """Show the live load table."""
+    from services.cli import substations as command
+
+    leave_with(lambda: command.run(gateway_url(url), as_json=as_json))
+
+
+@app.command()
+def top(
+    once: Annotated[bool, typer.Option("--once", help="Show a single frame.")] = False,
+    url: Url = "",
+    as_json: Json = False,
+) -> None:
+    """Watch substations, counts and changes live, until Ctrl-C; with --json a line each second."""
+    from services.cli import top as command
+
+    leave_with(lambda: command.run(gateway_url(url), once=once, as_json=as_json))
+
+
+@app.command("break")
+def break_(
+    target: Annotated[
+        str, typer.Argument(metavar="ID", autocompletion=_known_targets, help="A service or substation of `make run`.")
+    ],
+    kill: Annotated[bool, typer.Option("--kill", help="Kill it (the default); the stack starts it again.")] = False,
+    freeze: Annotated[
+        float | None, typer.Option(parser=_duration_s, metavar="TIME", help="Stop it for a time, like 20s, then go on.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Kill or freeze a process of the local stack, and see what the others make of it."""
+    from services.cli import break_ as command
+
+    if kill and freeze is not None:
+        raise typer.BadParameter("choose one of --kill and --freeze")
+    if freeze is None:
+        leave_with(lambda: command.kill(target, as_json=as_json))
+    leave_with(lambda: command.freeze(target, freeze, as_json=as_json))
+
+
+@app.command()
+def doctor(url: Url = "", as_json: Json = False) -> None:
+    """Check the setup, the ledger and a running stack, and tell the cure of each fault; changes nothing."""
+    from services.cli import doctor as command
+
+    leave_with(lambda: command.run(url, as_json=as_json))
 
 
 def main() -> None:

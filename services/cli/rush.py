@@ -4,69 +4,71 @@ import asyncio
 import time
 import uuid
 from functools import partial
-from typing import Any, Literal
+from typing import Literal
 
 import aiohttp
 from rich.console import Console
-from yarl import URL
 
-from services.cli.rush_report import ENDED, Request, Rush, RushBar, RushPlan, make_console, show
+from services.cli.client import ENDED, connected
+from services.cli.output import make_console, print_json
+from services.cli.rush_report import Request, Rush, RushBar, RushPlan, show, summary
+from services.errors import EvenloadError
 
-SHOWN = frozenset({"substation", "sessions", "power_kw", "limit_kw", "utilisation"})
 POLL_S = 0.5
 POLLS_AT_ONCE = 16
 LOAD_TABLE_SETTLED_S = 2.0
 """The table is told each second; after twice that it contains what was claimed before."""
 
 
-class GatewayUnusable(Exception):
-    """The gateway does not answer, or answers what cannot be right; the text tells the cure."""
-
-
 FIRST_RUSH = partial(RushPlan, 120, 10, 6, 11, "ended", 900)
 """By its gateway's address: 120 equal requests of 6 kWh and 11 kW over 10 s."""
 
 
-def run(plan: RushPlan) -> int:
-    """Send and follow a rush; returns 0 where every request was accepted and reached `plan.until`."""
-    checked_url(plan.url)
-    return asyncio.run(_run(plan, make_console()))
+def run(plan: RushPlan, *, as_json: bool = False) -> int:
+    """Send and follow a rush; returns 0 where every request was accepted and reached `plan.until`.
+
+    `as_json` writes one object in the end, and the progress to standard error.
+    """
+    rush = Rush(plan)
+    return asyncio.run(_run(rush, make_console(stderr=as_json), as_json=as_json))
 
 
 async def first_rush(console: Console, url: str) -> None:
     """The rush that a stack begins with, shown on the stack's own console; what goes wrong is told, not raised."""
     try:
-        await _run(FIRST_RUSH(url), console)
-    except GatewayUnusable as error:
+        await _run(Rush(FIRST_RUSH(url)), console)
+    except EvenloadError as error:
         console.print(f"the first rush ended early: {error}", markup=False)
     except OSError:
         return  # nobody reads the console any more
 
 
-async def _run(plan: RushPlan, console: Console) -> int:
-    rush = Rush(plan)
+async def _run(rush: Rush, console: Console, *, as_json: bool = False) -> int:
+    plan = rush.plan
     started = time.monotonic()
-    async with aiohttp.ClientSession(plan.url, timeout=aiohttp.ClientTimeout(total=15)) as http:
-        rush.older_sessions = sum(one["sessions"] for one in await _substations(http))
+    async with connected(plan.url) as gateway:
+        rush.older_sessions = sum(one["sessions"] for one in (await gateway.load_table())["items"])
         with RushBar(console, plan) as bar:
-            sending = asyncio.create_task(_send(http, rush, bar))
+            sending = asyncio.create_task(_send(gateway.http, rush, bar))
             try:
-                await _follow(http, rush, sending, "claimed", started, bar)
+                await _follow(gateway.http, rush, sending, "claimed", started, bar)
             finally:
                 sending.cancel()
         await asyncio.sleep(LOAD_TABLE_SETTLED_S)
         try:
-            substations = await _substations(http)
-        except GatewayUnusable as error:
-            console.print(f"no load table: {error}")
+            substations = (await gateway.load_table())["items"]
+        except EvenloadError as error:
+            console.print(f"no load table: {error}", markup=False)
             substations = []
-        show(console, rush, substations)
+        if not as_json:
+            show(console, rush, substations)
         if plan.until == "ended":
-            await _follow(http, rush, sending, "ended", started, None)
+            await _follow(gateway.http, rush, sending, "ended", started, None)
             took_s = time.monotonic() - started
             console.print(f"{rush.ended} of {plan.requests} have ended, {took_s:.0f} s after the rush began")
-            return 0 if rush.ended == plan.requests else 1
-    return 0 if rush.claimed == plan.requests else 1
+    if as_json:
+        print_json(summary(rush, substations))
+    return 0 if (rush.ended if plan.until == "ended" else rush.claimed) == plan.requests else 1
 
 
 async def _send(http: aiohttp.ClientSession, rush: Rush, bar: RushBar) -> None:
@@ -129,33 +131,3 @@ async def _follow(
         if is_sent and reached == len(rush.requests):
             return
         await asyncio.sleep(POLL_S)
-
-
-async def _substations(http: aiohttp.ClientSession) -> list[dict[str, Any]]:
-    """The gateway's load table; raises `GatewayUnusable` for whatever is no Evenload gateway."""
-    try:
-        async with http.get("/substations") as response:
-            table = await response.json()
-    except (aiohttp.ContentTypeError, ValueError):
-        raise GatewayUnusable("what answers is no Evenload gateway: correct --url") from None
-    except (aiohttp.ClientError, TimeoutError) as error:
-        raise GatewayUnusable(
-            f"no gateway answers ({str(error) or type(error).__name__}): run `make run`, or give --url"
-        ) from None
-    match table:
-        case {"items": list(items)} if all(isinstance(one, dict) and one.keys() >= SHOWN for one in items):
-            return items
-        case _:
-            raise GatewayUnusable("what answers is no Evenload gateway: correct --url")
-
-
-def checked_url(url: str) -> str:
-    """The address of a gateway; raises `GatewayUnusable` for what is none."""
-    try:
-        parsed = URL(url)
-        is_sound = parsed.scheme in ("http", "https") and bool(parsed.host) and parsed.path in ("", "/")
-    except ValueError:
-        is_sound = False
-    if not is_sound:
-        raise GatewayUnusable(f"--url: an address like http://127.0.0.1:8080 is needed (got {url!r})")
-    return url

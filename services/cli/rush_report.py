@@ -1,5 +1,6 @@
 """What a rush is, and how people are shown it: progress, the table, the verdict."""
 
+import re
 import time
 from collections import Counter
 from dataclasses import dataclass, field
@@ -9,13 +10,13 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 from rich.table import Table
 
-ENDED = frozenset({"completed", "stopped", "cancelled", "expired", "failed"})
+from services.cli.client import ENDED
+
 FIRST_CLAIMS = 20
 EVEN_COUNT = 2
 """Requests that a substation's share may differ from the mean and still be called even."""
 EVEN_UTILISATION = 0.05
 PLAIN_EVERY_S = 2.0
-PLAIN_WIDTH = 110
 
 
 @dataclass(frozen=True)
@@ -66,16 +67,14 @@ class Rush:
         """How many are in a terminal state."""
         return sum(one.status in ENDED for one in self.requests)
 
-
-def make_console() -> Console:
-    """A console for people; where its output goes to a file, lines are long enough for the table."""
-    console = Console(highlight=False)
-    return console if console.is_terminal else Console(highlight=False, width=PLAIN_WIDTH)
+    def by_substation(self) -> Counter[str | None]:
+        """How many of the claimed requests each substation has, or had."""
+        return Counter(one.substation for one in self.requests if one.claimed_at is not None)
 
 
 def show(console: Console, rush: Rush, substations: list[dict[str, Any]]) -> None:
     """Print how a rush was distributed, and what to think of it; `substations` are lines of the load table."""
-    by_substation = Counter(one.substation for one in rush.requests if one.claimed_at is not None)
+    by_substation = rush.by_substation()
     claims = sorted((one.claimed_at, one.substation) for one in rush.requests if one.claimed_at is not None)
     first = Counter(substation for _, substation in claims[:FIRST_CLAIMS])
     table = Table(title=f"{rush.plan.requests} requests of {rush.plan.energy_kwh:g} kWh over {rush.plan.over_s:g} s")
@@ -95,6 +94,24 @@ def show(console: Console, rush: Rush, substations: list[dict[str, Any]]) -> Non
     console.print(table)
     for text in verdict(rush, [by_substation[one["substation"]] for one in substations], substations):
         console.print(text)
+
+
+def summary(rush: Rush, substations: list[dict[str, Any]]) -> dict[str, Any]:
+    """The same for programs: counts, the verdict in words, and `even`, null where nothing was judged."""
+    by_substation = rush.by_substation()
+    counts = {one["substation"]: by_substation[one["substation"]] for one in substations}
+    said = verdict(rush, list(counts.values()), substations)
+    judged = re.search(r"\b(even|uneven)[:,]", said[-1]) if said else None
+    return {
+        "requests": rush.plan.requests,
+        "accepted": len(rush.requests),
+        "claimed": rush.claimed,
+        "ended": rush.ended,
+        "refused": dict(rush.refused),
+        "substations": counts,
+        "verdict": said,
+        "even": judged[1] == "even" if judged else None,
+    }
 
 
 def verdict(rush: Rush, counts: list[int], substations: list[dict[str, Any]]) -> list[str]:

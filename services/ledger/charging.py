@@ -9,7 +9,7 @@ from services.ledger import statements
 from services.ledger.committer import Operation, Row, Transaction
 from services.ledger.connection import LedgerConnection
 from services.ledger.dispatch import give_back
-from services.ledger.records import Claimed, Ending, Heartbeat, Progress, Registration, Tenure
+from services.ledger.records import Claimed, Claims, Ending, Heartbeat, Progress, Registration, Tenure
 from services.ledger.states import Reason
 from services.messages import Hint
 
@@ -20,10 +20,11 @@ class Charging(Protocol):
     async def register(self, registrations: Sequence[Registration]) -> list[Tenure]:
         """Begin a new epoch of each substation, and take its charging rows along."""
 
-    async def claim(self, hints: Sequence[Hint], substation: str, epoch: int) -> list[Claimed]:
-        """Assigned to us at that attempt → charging in our epoch; those that are now, by claim number.
+    async def claim(self, hints: Sequence[Hint], substation: str, epoch: int, places: int) -> Claims:
+        """Assigned to us at that attempt → charging in our epoch, in the order of the waiting room.
 
-        One that an earlier call has claimed, whose answer was lost, is among them.
+        At most `places` of them, and never more than the ledger itself counts free connectors. One that an earlier
+        call has claimed, whose answer was lost, is among the claimed.
         """
 
     async def decline(self, hints: Sequence[Hint], substation: str) -> set[str]:
@@ -40,8 +41,8 @@ class Charging(Protocol):
     ) -> list[Heartbeat]:
         """Write progress of the hosted substations, and read back what their process may not know.
 
-        Names rows assigned more than `older_than_ms` ago, charging rows that `progress` does not name, and charging
-        rows that are asked to stop.
+        Names assigned rows (as overdue those assigned more than `older_than_ms` ago), charging rows that `progress`
+        does not name, and charging rows that are asked to stop.
         """
 
 
@@ -55,9 +56,13 @@ def _register(transaction: Transaction, rows: list[Row]) -> list[Row]:
 
 
 def _claim(transaction: Transaction, rows: list[Row]) -> list[Row]:
-    hints = [[row["id"], row["attempt"], row["substation"], row["epoch"]] for row in rows]
+    hints = [[row["id"], row["attempt"], row["substation"], row["epoch"], row["places"]] for row in rows]
     _count(transaction, statements.COUNT_CLAIMS, transaction.execute(statements.CLAIM, hints), "claim_number")
-    return transaction.execute(statements.CLAIMED, hints)
+    claimed = transaction.execute(statements.CLAIMED, [hint[:4] for hint in hints])
+    if len(claimed) == len(rows):
+        return claimed
+    held = transaction.execute(statements.HELD, [hint[:3] for hint in hints])
+    return claimed + [{**row, "is_held": True} for row in held]
 
 
 def _end(transaction: Transaction, rows: list[Row]) -> list[Row]:
@@ -80,17 +85,20 @@ def _heartbeat(transaction: Transaction, rows: list[Row]) -> list[Row]:
         transaction.execute(statements.PROGRESS, progress)
     hosted = [[row["substation"]] for row in rows]
     answers: dict[str, Row] = {
-        row["substation"]: {**row, "assigned": [], "charging": [], "stops_asked": []}
+        row["substation"]: {**row, "assigned": [], "overdue": [], "charging": [], "stops_asked": []}
         for row in transaction.execute(statements.EPOCHS, hosted)
     }
     older_than_ms = min(row["older_than_ms"] for row in rows)
-    for row in transaction.execute(statements.FORGOTTEN_ASSIGNED, hosted, older_than_ms=older_than_ms):
-        answers[row["substation"]]["assigned"].append((row["id"], row["attempt"]))
+    for row in transaction.execute(statements.ASSIGNED_HERE, hosted, older_than_ms=older_than_ms):
+        answer, hint = answers[row["substation"]], Hint(row["id"], row["attempt"])
+        answer["assigned"].append(hint)
+        if row["is_overdue"]:
+            answer["overdue"].append(hint)
     known = [[row["substation"], ""] for row in rows] + [[one[2], one[0]] for one in progress]
     for row in transaction.execute(statements.FORGOTTEN_CHARGING, known):
         answers[row["substation"]]["charging"].append(row)
     for row in transaction.execute(statements.STOPS_ASKED, hosted):
-        answers[row["substation"]]["stops_asked"].append((row["id"], row["attempt"]))
+        answers[row["substation"]]["stops_asked"].append(Hint(row["id"], row["attempt"]))
     return list(answers.values())
 
 
@@ -114,12 +122,23 @@ class LedgerCharging:
             for row in await self._connection.write(REGISTER, rows)
         ]
 
-    async def claim(self, hints: Sequence[Hint], substation: str, epoch: int) -> list[Claimed]:
+    async def claim(self, hints: Sequence[Hint], substation: str, epoch: int, places: int) -> Claims:
         """See `Charging.claim`."""
         rows: list[Row] = [
-            {"id": hint.request_id, "attempt": hint.attempt, "substation": substation, "epoch": epoch} for hint in hints
+            {
+                "id": hint.request_id,
+                "attempt": hint.attempt,
+                "substation": substation,
+                "epoch": epoch,
+                "places": max(0, places),
+            }
+            for hint in hints
         ]
-        return [_claimed(row) for row in await self._connection.write(CLAIM, rows)]
+        answer = await self._connection.write(CLAIM, rows)
+        return Claims(
+            tuple(_claimed(row) for row in answer if "is_held" not in row),
+            tuple(Hint(row["id"], row["attempt"]) for row in answer if "is_held" in row),
+        )
 
     async def decline(self, hints: Sequence[Hint], substation: str) -> set[str]:
         """See `Charging.decline`."""
@@ -146,6 +165,7 @@ class LedgerCharging:
                 row["substation"],
                 row["epoch"],
                 tuple(row["assigned"]),
+                tuple(row["overdue"]),
                 tuple(_claimed(one) for one in row["charging"]),
                 tuple(row["stops_asked"]),
             )

@@ -79,7 +79,10 @@ def _sqlite_path(url: str, *, shared: bool) -> Path:
             "EVENLOAD_LEDGER_URL names a SQLite file, but EVENLOAD_LEDGER_SHARED says that several hosts use it, "
             "which would corrupt it: run all services on one host, or unset EVENLOAD_LEDGER_SHARED"
         )
-    return Path(url.removeprefix(SQLITE_SCHEME))
+    path = Path(url.removeprefix(SQLITE_SCHEME))
+    if not path.name:
+        raise Misconfigured(f"EVENLOAD_LEDGER_URL: {url!r} names no file: give sqlite:///path/to/ledger.sqlite")
+    return path
 
 
 def _speed_kept(transaction: Transaction, rows: list[Row]) -> list[Row]:

@@ -30,6 +30,9 @@ class Dispatch(Protocol):
     async def expire(self) -> list[str]:
         """End what waited past its `wait_until`; the ids of those that changed."""
 
+    async def forget(self, older_than_ms: int, most: int) -> int:
+        """Delete requests that ended more than `older_than_ms` ago, with their history and key; how many."""
+
     async def unseen(self, known: Sequence[Known]) -> list[Unseen]:
         """What the readings do not contain yet: assigned rows, later claims, and (negative) later ends."""
 
@@ -54,9 +57,18 @@ def _expire(transaction: Transaction, rows: list[Row]) -> list[Row]:
     return [{"sweep": rows[0]["sweep"], "ids": [row["id"] for row in changed]}]
 
 
+def _forget(transaction: Transaction, rows: list[Row]) -> list[Row]:
+    limits = {name: rows[0][name] for name in ("older_than_ms", "most")}
+    forgotten = [[row["id"]] for row in transaction.execute(statements.FORGET, **limits)]
+    if forgotten:
+        transaction.execute(statements.FORGET_HISTORY, forgotten)
+    return [{"sweep": rows[0]["sweep"], "requests": len(forgotten)}]
+
+
 ASSIGN = Operation("assign", "id", _assign)
 GIVE_BACK = Operation("give_back", "id", _give_back)
 EXPIRE = Operation("expire", "sweep", _expire)
+FORGET = Operation("forget", "sweep", _forget)
 
 
 async def give_back(connection: LedgerConnection, hints: Sequence[Hint], substation: str, reason: Reason) -> set[str]:
@@ -107,6 +119,12 @@ class LedgerDispatch:
         """See `Dispatch.expire`."""
         ids: list[str] = (await self._connection.write(EXPIRE, [{"sweep": "deadline"}]))[0]["ids"]
         return ids
+
+    async def forget(self, older_than_ms: int, most: int) -> int:
+        """See `Dispatch.forget`."""
+        rows: list[Row] = [{"sweep": "retention", "older_than_ms": older_than_ms, "most": most}]
+        forgotten: int = (await self._connection.write(FORGET, rows))[0]["requests"]
+        return forgotten
 
     async def unseen(self, known: Sequence[Known]) -> list[Unseen]:
         """See `Dispatch.unseen`."""

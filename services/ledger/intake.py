@@ -8,7 +8,16 @@ from typing import Any, Protocol
 from services.ledger import statements
 from services.ledger.committer import Operation, Row, Transaction
 from services.ledger.connection import LedgerConnection
-from services.ledger.records import Accepted, ListedRequest, NewRequest, RequestRecord
+from services.ledger.records import (
+    Accepted,
+    ListedRequest,
+    NewRequest,
+    Outlook,
+    PastSession,
+    Place,
+    Queued,
+    RequestRecord,
+)
 from services.ledger.states import Status, Transition
 
 
@@ -34,6 +43,9 @@ class Intake(Protocol):
 
     async def counts(self) -> Mapping[Status, int]:
         """How many requests are in each state; every state is named."""
+
+    async def outlook(self, *, waiting_most: int, ends_most: int, ends_within_ms: int) -> Outlook:
+        """What an expected wait follows from: who charges, stands in a bay, waits, and how sessions went lately."""
 
 
 def _accept(transaction: Transaction, rows: list[Row]) -> list[Row]:
@@ -107,6 +119,21 @@ class LedgerIntake:
         rows: list[Row] = await self._connection.read(lambda transaction: transaction.execute(statements.COUNTS))
         return dict.fromkeys(Status, 0) | {Status(row["status"]): row["requests"] for row in rows}
 
+    async def outlook(self, *, waiting_most: int, ends_most: int, ends_within_ms: int) -> Outlook:
+        """See `Intake.outlook`."""
+
+        def look(it: Transaction) -> Outlook:
+            ends = it.execute(statements.RECENT_ENDS, most=ends_most, within_ms=ends_within_ms)
+            return Outlook(
+                places=tuple(Place(**row) for row in it.execute(statements.PLACES)),
+                charging=tuple(Queued(**row) for row in it.execute(statements.CHARGING_NOW)),
+                in_bays=tuple(Queued(**row) for row in it.execute(statements.IN_BAYS)),
+                waiting=tuple(Queued(**row) for row in it.execute(statements.IN_LINE, most=waiting_most)),
+                recent_ends=tuple(PastSession(**row) for row in ends),
+            )
+
+        return await self._connection.read(look)
+
 
 def _request(transaction: Transaction, request_id: str) -> RequestRecord | None:
     found = transaction.execute(statements.REQUEST, id=request_id)
@@ -117,7 +144,11 @@ def _request(transaction: Transaction, request_id: str) -> RequestRecord | None:
     fields["request_id"] = fields.pop("id")
     fields["status"] = Status(fields["status"])
     fields["decision"] = json.loads(fields["decision"]) if fields["decision"] else None
+    position = None
+    if fields["status"] is Status.ACCEPTED:
+        position = 1 + transaction.execute(statements.POSITION, id=request_id)[0]["ahead"]
     return RequestRecord(
         **fields,
+        position=position,
         history=tuple(Transition(**{**line, "status": Status(line["status"])}) for line in history),
     )

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from services.ledger.states import Status, Transition
+from services.messages import Hint
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +77,8 @@ class RequestRecord:
     depart_by_ms: int | None
     accepted_at_ms: int
     wait_until_ms: int
+    position: int | None
+    """Its place in the waiting room, from 1, among those who could take what it could; None unless it waits."""
     decision: Mapping[str, Any] | None
     history: tuple[Transition, ...]
 
@@ -133,6 +136,7 @@ class Registration:
     rated_w: int
     limit_w: int
     connectors: int
+    bays: int
     metrics_url: str
 
 
@@ -160,6 +164,14 @@ class Claimed:
     energy_delivered_j: int
     departs_in_ms: int | None = None
     """Wall time until the vehicle leaves, by the database's clock at this answer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Claims:
+    """What became of hints: charging now, and still assigned to us, in the order of the waiting room."""
+
+    claimed: tuple[Claimed, ...]
+    held: tuple[Hint, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,6 +213,52 @@ class Heartbeat:
 
     substation: str
     epoch: int
-    assigned: tuple[tuple[str, int], ...]
+    assigned: tuple[Hint, ...]
+    overdue: tuple[Hint, ...]
+    """Those of `assigned` whose message should have come by now."""
     charging: tuple[Claimed, ...]
-    stops_asked: tuple[tuple[str, int], ...]
+    stops_asked: tuple[Hint, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where vehicles charge."""
+
+    substation: str
+    zone: str | None
+    connectors: int
+
+
+@dataclass(frozen=True, slots=True)
+class Queued:
+    """A vehicle that charges, stands in a bay or waits; energy it is still owed [J], its most power [W]."""
+
+    request_id: str
+    substation: str | None
+    zone: str | None
+    owed_j: int
+    power_max_w: int
+    wait_left_ms: int
+    """Until it gives up waiting."""
+    departs_in_ms: int | None
+    """Until its vehicle leaves."""
+
+
+@dataclass(frozen=True, slots=True)
+class PastSession:
+    """A session that ended: what it got [J], the most it could take [W], and how long it took [wall ms]."""
+
+    delivered_j: int
+    power_max_w: int
+    took_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Outlook:
+    """Everything that an expected wait follows from; `in_bays` and `waiting` in the order of the waiting room."""
+
+    places: tuple[Place, ...]
+    charging: tuple[Queued, ...]
+    in_bays: tuple[Queued, ...]
+    waiting: tuple[Queued, ...]
+    recent_ends: tuple[PastSession, ...]

@@ -33,6 +33,7 @@ SQLITE = (
         substation         TEXT,
         epoch              INTEGER,
         claim_number       INTEGER,
+        claimed_at_ms      INTEGER,
         end_number         INTEGER,
         stop_asked         INTEGER NOT NULL DEFAULT 0,
         decision           TEXT,
@@ -48,7 +49,7 @@ SQLITE = (
     "CREATE INDEX request_deadline ON request (wait_until_ms) WHERE status IN ('accepted', 'assigned')",
     # Only the ended ones: an index over all states lures the planner away from the narrow ones above.
     """
-    CREATE INDEX request_terminal ON request (status)
+    CREATE INDEX request_terminal ON request (status, changed_at_ms)
     WHERE status IN ('completed', 'stopped', 'cancelled', 'expired', 'failed')
     """,
     """
@@ -76,6 +77,7 @@ SQLITE = (
         rated_w      INTEGER NOT NULL,
         limit_w      INTEGER NOT NULL,
         connectors   INTEGER NOT NULL,
+        bays         INTEGER NOT NULL,
         metrics_url  TEXT    NOT NULL,
         epoch        INTEGER NOT NULL DEFAULT 1,
         claims_total INTEGER NOT NULL DEFAULT 0,

@@ -111,7 +111,9 @@ def prepare(path: Path, give_up_after_s: float) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         lock = os.open(lock_path(path), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
-        raise Misconfigured(f"EVENLOAD_LEDGER_URL: {path} cannot be used: {error.strerror}") from None
+        raise Misconfigured(
+            f"EVENLOAD_LEDGER_URL: {path} cannot be used ({error.strerror}): name a file where this user may write"
+        ) from None
     try:
         _lock_within(lock, path, give_up_after_s)
         with _lock_held(lock):
@@ -120,7 +122,9 @@ def prepare(path: Path, give_up_after_s: float) -> None:
             else:
                 _create(path)
     except sqlite3.Error as error:
-        raise Misconfigured(f"EVENLOAD_LEDGER_URL: {path} is no usable ledger: {error}") from None
+        raise Misconfigured(
+            f"EVENLOAD_LEDGER_URL: {path} is no usable ledger ({error}): name another file, or a new one"
+        ) from None
     finally:
         os.close(lock)
 

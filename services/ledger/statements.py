@@ -90,6 +90,47 @@ FROM request WHERE id = :id
 HISTORY = """
 SELECT at_ms, status, substation, attempt, epoch, reason FROM transition WHERE request_id = :id ORDER BY number
 """
+POSITION = """
+SELECT count(*) AS ahead
+FROM request AS me JOIN request AS q ON q.status = 'accepted'
+WHERE me.id = :id AND q.wait_until_ms > {now}
+  AND (q.zone IS NULL OR me.zone IS NULL OR q.zone = me.zone)
+  AND (q.priority > me.priority
+       OR (q.priority = me.priority AND (q.wait_until_ms < me.wait_until_ms
+                                         OR (q.wait_until_ms = me.wait_until_ms AND q.arrival < me.arrival))))
+"""
+PLACES = "SELECT id AS substation, zone, connectors FROM substation ORDER BY id"
+
+
+def _queued(condition: str) -> str:
+    return f"""
+SELECT id AS request_id, substation, zone, energy_requested_j - energy_delivered_j AS owed_j, power_max_w,
+       wait_until_ms - {{now}} AS wait_left_ms, departs_at_ms - {{now}} AS departs_in_ms
+FROM request WHERE {condition}
+"""  # noqa: S608 (conditions are this module's own)
+
+
+CHARGING_NOW = _queued("status = 'charging'")
+IN_BAYS = _queued("status = 'assigned' ORDER BY priority DESC, wait_until_ms, arrival")
+IN_LINE = _queued(
+    "status = 'accepted' AND wait_until_ms > {now} ORDER BY priority DESC, wait_until_ms, arrival LIMIT :most"
+)
+
+
+def _recent(status: str) -> str:
+    return f"""
+SELECT * FROM (
+    SELECT energy_delivered_j AS delivered_j, power_max_w, changed_at_ms - claimed_at_ms AS took_ms
+    FROM request
+    WHERE status IN ('completed', 'stopped', 'cancelled', 'expired', 'failed') AND status = '{status}'
+      AND changed_at_ms > {{now}} - :within_ms AND claimed_at_ms IS NOT NULL
+    ORDER BY changed_at_ms DESC LIMIT :most
+) AS {status}
+"""  # noqa: S608 (states are this module's own)
+
+
+# The first condition reads like the index's own, or SQLite does not use it.
+RECENT_ENDS = f"{_recent('completed')} UNION ALL {_recent('stopped')}"
 LIST = """
 SELECT arrival, id, vehicle_id, status, substation, attempt, energy_requested_j, energy_delivered_j, accepted_at_ms
 FROM request
@@ -146,6 +187,15 @@ SET status = 'expired', reason = 'waited_too_long', changed_at_ms = {now}
 WHERE status IN ('accepted', 'assigned') AND wait_until_ms <= {now}
 RETURNING id
 """
+FORGET = """
+DELETE FROM request
+WHERE id IN (SELECT id FROM request
+             WHERE status IN ('completed', 'stopped', 'cancelled', 'expired', 'failed')
+               AND changed_at_ms <= {now} - :older_than_ms
+             LIMIT :most)
+RETURNING id
+"""
+FORGET_HISTORY = "DELETE FROM transition WHERE request_id IN (SELECT id FROM {rows: id} AS r)"
 UNSEEN = """
 SELECT q.id, q.attempt, q.substation, q.power_max_w, 1 AS sign
 FROM request AS q WHERE q.status = 'assigned'
@@ -165,13 +215,13 @@ REGISTRY = "SELECT id, zone, epoch, metrics_url FROM substation ORDER BY id"
 # --- what substations do ----------------------------------------------------------------------------------------
 
 REGISTER = """
-INSERT INTO substation (id, zone, rated_w, limit_w, connectors, metrics_url)
-SELECT r.id, r.zone, r.rated_w, r.limit_w, r.connectors, r.metrics_url
-FROM {rows: id, zone, rated_w, limit_w, connectors, metrics_url} AS r
+INSERT INTO substation (id, zone, rated_w, limit_w, connectors, bays, metrics_url)
+SELECT r.id, r.zone, r.rated_w, r.limit_w, r.connectors, r.bays, r.metrics_url
+FROM {rows: id, zone, rated_w, limit_w, connectors, bays, metrics_url} AS r
 WHERE true
 ON CONFLICT (id) DO UPDATE
 SET zone = excluded.zone, rated_w = excluded.rated_w, limit_w = excluded.limit_w,
-    connectors = excluded.connectors, metrics_url = excluded.metrics_url,
+    connectors = excluded.connectors, bays = excluded.bays, metrics_url = excluded.metrics_url,
     epoch = substation.epoch + 1, claims_total = 0, ends_total = 0
 RETURNING id, epoch
 """
@@ -185,17 +235,21 @@ RETURNING id, attempt, substation, epoch, claim_number, power_max_w, energy_requ
 """
 CLAIM = """
 UPDATE request
-SET status = 'charging', reason = 'claimed', epoch = r.epoch, claim_number = r.claim_number, changed_at_ms = {now}
+SET status = 'charging', reason = 'claimed', epoch = r.epoch, claim_number = r.claims_total + r.place,
+    claimed_at_ms = {now}, changed_at_ms = {now}
 FROM (
-    SELECT q.id, q.attempt, s.id AS substation, s.epoch,
-           s.claims_total + row_number() OVER (PARTITION BY s.id ORDER BY q.arrival) AS claim_number
-    FROM {rows: id, attempt, substation, epoch} AS c
+    SELECT q.id, q.attempt, s.id AS substation, s.epoch, s.claims_total, c.places,
+           s.connectors - (SELECT count(*) FROM request AS o
+                           WHERE o.status = 'charging' AND o.substation = s.id) AS connectors_free,
+           row_number() OVER (PARTITION BY s.id ORDER BY q.priority DESC, q.wait_until_ms, q.arrival) AS place
+    FROM {rows: id, attempt, substation, epoch, places} AS c
     JOIN request AS q ON q.id = c.id
     JOIN substation AS s ON s.id = c.substation
     WHERE q.status = 'assigned' AND q.attempt = c.attempt AND q.substation = c.substation AND s.epoch = c.epoch
       AND q.wait_until_ms > {now}
 ) AS r
 WHERE request.id = r.id AND request.status = 'assigned' AND request.attempt = r.attempt
+  AND r.place <= r.places AND r.place <= r.connectors_free
 RETURNING id, substation, claim_number
 """
 CLAIMED = """
@@ -204,6 +258,12 @@ SELECT q.id, q.attempt, q.substation, q.epoch, q.claim_number, q.power_max_w, q.
 FROM {rows: id, attempt, substation, epoch} AS r JOIN request AS q ON q.id = r.id
 WHERE q.status = 'charging' AND q.attempt = r.attempt AND q.substation = r.substation AND q.epoch = r.epoch
 ORDER BY q.claim_number
+"""
+HELD = """
+SELECT q.id, q.attempt
+FROM {rows: id, attempt, substation} AS r JOIN request AS q ON q.id = r.id
+WHERE q.status = 'assigned' AND q.attempt = r.attempt AND q.substation = r.substation AND q.wait_until_ms > {now}
+ORDER BY q.priority DESC, q.wait_until_ms, q.arrival
 """
 COUNT_CLAIMS = """
 UPDATE substation SET claims_total = r.total FROM {rows: id, total} AS r
@@ -243,10 +303,10 @@ UPDATE substation SET ends_total = r.total FROM {rows: id, total} AS r
 WHERE substation.id = r.id AND substation.ends_total < r.total RETURNING id
 """
 EPOCHS = "SELECT s.id AS substation, s.epoch FROM {rows: substation} AS r JOIN substation AS s ON s.id = r.substation"
-FORGOTTEN_ASSIGNED = """
-SELECT q.id, q.attempt, q.substation
+ASSIGNED_HERE = """
+SELECT q.id, q.attempt, q.substation, q.changed_at_ms <= {now} - :older_than_ms AS is_overdue
 FROM {rows: substation} AS r JOIN request AS q ON q.status = 'assigned' AND q.substation = r.substation
-WHERE q.changed_at_ms <= {now} - :older_than_ms AND q.wait_until_ms > {now}
+WHERE q.wait_until_ms > {now}
 ORDER BY q.priority DESC, q.wait_until_ms, q.arrival
 """
 STOPS_ASKED = """

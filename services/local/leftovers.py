@@ -21,6 +21,11 @@ def of_run(run: str) -> list[psutil.Process]:
     return _marked(lambda environment: environment.get(RUN_MARK) == run)
 
 
+def of_folder(data_dir: Path) -> list[psutil.Process]:
+    """Processes of any run in a data folder."""
+    return _marked(lambda environment: environment.get(DIR_MARK) == str(data_dir))
+
+
 def of_other_runs(data_dir: Path, run: str) -> list[psutil.Process]:
     """Processes that earlier runs in the same data folder left behind."""
     return _marked(lambda environment: environment.get(DIR_MARK) == str(data_dir) and environment.get(RUN_MARK) != run)

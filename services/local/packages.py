@@ -38,7 +38,17 @@ def find_rabbitmq(cache: Path, say: Say, environment: Mapping[str, str] | None =
 
     Raises `Misconfigured` with the cause and the cures where neither can be had.
     """
-    return _installed() or _unpacked(_copy_dir(cache)) or _unpack(cache, say, environment or {})
+    return locate_rabbitmq(cache) or _unpack(cache, say, environment or {})
+
+
+def locate_rabbitmq(cache: Path) -> RabbitInstallation | None:
+    """The installed RabbitMQ, else the copy that was unpacked into `cache` before, else None."""
+    return _installed() or _unpacked(_copy_dir(cache))
+
+
+def can_unpack() -> bool:
+    """Whether this system has the tools to fetch and unpack packages."""
+    return bool(shutil.which("apt-get") and shutil.which("dpkg"))
 
 
 def _installed() -> RabbitInstallation | None:
@@ -78,7 +88,7 @@ def _unpacked(copy: Path) -> RabbitInstallation | None:
 
 
 def _unpack(cache: Path, say: Say, environment: Mapping[str, str]) -> RabbitInstallation:
-    if not (shutil.which("apt-get") and shutil.which("dpkg")):
+    if not can_unpack():
         raise Misconfigured(f"there is no RabbitMQ here, and no apt-get to unpack one with: {CURES}")
     copy = _copy_dir(cache)
     with _locked(cache):

@@ -29,6 +29,9 @@ from services.settings import LocalSettings
 FirstRush = Callable[[str], Coroutine[Any, Any, None]]
 """Sends a rush to the gateway at an address and shows it; ends by itself."""
 
+Announce = Callable[["Running"], None]
+"""Tells where a stack that is up is found."""
+
 PYTHON_MODULE = (sys.executable, "-P", "-m")
 """-P: a file in the user's folder must not stand in for one of our modules."""
 LEFTOVER_GRACE_S = 8.0
@@ -55,8 +58,23 @@ class Plan:
         return self.data / "logs"
 
 
-def up(settings: LocalSettings, say: Say, first_rush: FirstRush) -> int:
+@dataclass(frozen=True)
+class Running:
+    """Where a stack that is up is found; the console's and metrics' addresses are None for a broker of one's own."""
+
+    gateway_url: str
+    console_url: str | None
+    console_password: str | None
+    metrics_url: str | None
+    data: Path
+    logs: Path
+    pids: dict[str, int]
+
+
+def up(settings: LocalSettings, say: Say, announce: Announce, first_rush: FirstRush) -> int:
     """Run the local stack until a signal, and `first_rush` on its gateway; returns the exit code.
+
+    `say` gets a line for each thing that happens, `announce` once where everything is.
 
     Raises `Misconfigured` where it cannot start, `StackEnded` where it cannot go on.
     """
@@ -67,7 +85,7 @@ def up(settings: LocalSettings, say: Say, first_rush: FirstRush) -> int:
             say(f"ending {len(left)} processes that an earlier start left behind")
             leftovers.end(left, LEFTOVER_GRACE_S)
         _refuse_taken_port(plan.gateway_port)
-        return asyncio.run(_run(plan, say, first_rush))
+        return asyncio.run(_run(plan, say, announce, first_rush))
 
 
 def _plan(settings: LocalSettings) -> Plan:
@@ -80,19 +98,19 @@ def _plan(settings: LocalSettings) -> Plan:
     except OSError as error:
         raise Misconfigured(f"EVENLOAD_DATA_DIR: {data} cannot be written: {error.strerror}") from None
     for name in ("EVENLOAD_GATEWAY_HOST", "EVENLOAD_ADMIN_HOST"):
-        if os.environ.get(name, HOST) != HOST:
+        if (os.environ.get(name) or HOST) != HOST:
             raise Misconfigured(
                 f"{name}: the local stack serves on {HOST} only: unset it, or start the services yourself"
             )
     return Plan(settings, data, load_grid(settings.grid), settings.gateway_port, secrets.token_hex(8))
 
 
-async def _run(plan: Plan, say: Say, first_rush: FirstRush) -> int:
+async def _run(plan: Plan, say: Say, announce: Announce, first_rush: FirstRush) -> int:
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
     for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         loop.add_signal_handler(signum, stopping.set)
-    working = asyncio.create_task(_work(plan, say, first_rush))
+    working = asyncio.create_task(_work(plan, say, announce, first_rush))
     stopped = asyncio.create_task(stopping.wait())
     await asyncio.wait({working, stopped}, return_when=asyncio.FIRST_COMPLETED)
     stopped.cancel()
@@ -107,11 +125,11 @@ async def _run(plan: Plan, say: Say, first_rush: FirstRush) -> int:
     return 0
 
 
-async def _work(plan: Plan, say: Say, first_rush: FirstRush) -> None:
+async def _work(plan: Plan, say: Say, announce: Announce, first_rush: FirstRush) -> None:
     async with _supervised(plan, say) as supervisor:
         broker = await _start_broker(plan, supervisor, say)
         await _start_services(plan, supervisor, broker, say)
-        _tell(plan, supervisor, broker, say)
+        announce(_running(plan, supervisor, broker))
         ended = asyncio.create_task(supervisor.until_ended())
         rush = asyncio.create_task(first_rush(plan.gateway_url)) if plan.settings.first_rush else None
         try:
@@ -218,15 +236,16 @@ def _service(
     )
 
 
-def _tell(plan: Plan, supervisor: Supervisor, broker: PrivateBroker | None, say: Say) -> None:
-    say("")
-    say(f"  gateway            {plan.gateway_url}   (POST /charge-requests, GET /substations)")
-    if broker is not None:
-        say(f"  RabbitMQ console   {broker.console_url}   login operator / {broker.passwords['operator']}")
-        say(f"  RabbitMQ metrics   {broker.metrics_url}")
-    say(f"  data and logs      {plan.data}   {plan.logs}")
-    say("  pids               " + "  ".join(f"{name} {pid}" for name, pid in supervisor.pids().items()))
-    say("")
+def _running(plan: Plan, supervisor: Supervisor, broker: PrivateBroker | None) -> Running:
+    return Running(
+        gateway_url=plan.gateway_url,
+        console_url=broker.console_url if broker else None,
+        console_password=broker.passwords["operator"] if broker else None,
+        metrics_url=broker.metrics_url if broker else None,
+        data=plan.data,
+        logs=plan.logs,
+        pids=supervisor.pids(),
+    )
 
 
 def cache_dir(settings: LocalSettings) -> Path:

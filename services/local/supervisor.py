@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from services.errors import EvenloadError
+from services.errors import EvenloadError, Misconfigured
 from services.local.process import ProcessSpec
 
 DEATHS_MAX = 3
@@ -43,7 +43,10 @@ class Supervisor:
         return {name: process.pid for name, process in self._processes.items() if process.returncode is None}
 
     async def start(self, spec: ProcessSpec) -> None:
-        """Start a process, keep it running, and return once it is ready; raises `StackEnded`."""
+        """Start a process, keep it running, and return once it is ready.
+
+        Raises `StackEnded`, or `Misconfigured` with the last words of a service that refuses its settings.
+        """
         self._specs[spec.name] = spec
         await self._spawn(spec)
         keeper = asyncio.create_task(self._keep(spec))
@@ -53,7 +56,7 @@ class Supervisor:
         self._were_ready.add(spec.name)
 
     async def until_ended(self) -> None:
-        """Wait until the stack cannot go on; raises `StackEnded`."""
+        """Wait until the stack cannot go on; raises `StackEnded` or `Misconfigured`."""
         await asyncio.shield(self._ended)
 
     async def stop(self, last: Sequence[str] = ()) -> None:
@@ -86,7 +89,9 @@ class Supervisor:
             now = time.monotonic()
             deaths = [at for at in deaths if now - at < DEATHS_WITHIN_S] + [now]
             if code == EXIT_MISCONFIGURED and spec.name not in self._were_ready:
-                raise StackEnded(f"{spec.name} refuses to start:\n{last_lines(spec.log)}")
+                raise Misconfigured(
+                    f"{spec.name} refuses to start: {last_lines(spec.log, 1).strip()} (all it said: {spec.log})"
+                )
             if len(deaths) >= DEATHS_MAX:
                 raise StackEnded(
                     f"{spec.name} died {DEATHS_MAX} times within {DEATHS_WITHIN_S:g} s; its last lines "
@@ -132,10 +137,10 @@ class Supervisor:
             await process.wait()
 
 
-def last_lines(log: Path) -> str:
+def last_lines(log: Path, most: int = LAST_LINES) -> str:
     """The end of a log file, indented; of a structured line its event and what it says of a cause."""
     try:
-        lines = log.read_text(errors="replace").splitlines()[-LAST_LINES:]
+        lines = log.read_text(errors="replace").splitlines()[-most:]
     except OSError:
         lines = ["(no log)"]
     return "\n".join(f"    {_readable(line)}" for line in lines)

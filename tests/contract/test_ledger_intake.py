@@ -85,7 +85,7 @@ async def test_a_waiting_request_that_is_withdrawn_is_cancelled_and_never_charge
     assert await ledger.intake.withdraw("r") is Status.CANCELLED
     assert await ledger.intake.withdraw("r") is Status.CANCELLED
 
-    assert await ledger.charging.claim([Hint("r", 1)], "north", 1) == []
+    assert await ledger.claim([Hint("r", 1)], "north", 1) == []
     assert await ledger.dispatch.waiting_first(10, 0, []) == []
     last = (await ledger.history("r"))[-1]
     assert (last.status, last.reason) == (Status.CANCELLED, Reason.REMOTE)
@@ -122,7 +122,7 @@ async def test_of_a_claim_and_a_withdrawal_at_the_same_time_both_answers_agree(l
 
     answers = await asyncio.gather(
         *(one for request_id in MANY for one in (
-            ledger.charging.claim([Hint(request_id, 1)], "north", 1), rival.intake.withdraw(request_id)
+            ledger.claim([Hint(request_id, 1)], "north", 1), rival.intake.withdraw(request_id)
         ))
     )  # fmt: skip
 

@@ -44,7 +44,7 @@ async def test_of_concurrent_claims_of_one_hint_exactly_one_wins(ledger, rival):
     await ledger.assigned(*MANY)
 
     answers = await asyncio.gather(
-        *(one.charging.claim([Hint(request_id, 1)], "north", 1) for request_id in MANY for one in (ledger, rival) * 2)
+        *(one.claim([Hint(request_id, 1)], "north", 1) for request_id in MANY for one in (ledger, rival) * 2)
     )
 
     claims = {(claim.request_id, claim.claim_number) for answer in answers for claim in answer}
@@ -60,7 +60,7 @@ async def test_of_a_claim_and_a_taking_back_at_the_same_time_exactly_one_wins(le
             outcome
             for request_id in MANY
             for outcome in (
-                ledger.charging.claim([Hint(request_id, 1)], "north", 1),
+                ledger.claim([Hint(request_id, 1)], "north", 1),
                 rival.dispatch.give_back([Hint(request_id, 1)], "north", Reason.UNROUTABLE),
             )
         )
@@ -114,7 +114,7 @@ async def test_claims_of_two_substations_that_share_a_transaction_are_still_numb
 
     answers = await asyncio.gather(
         *(
-            ledger.charging.claim([Hint(request_id, 1)], at, 1)
+            ledger.claim([Hint(request_id, 1)], at, 1)
             for pair in zip(north, south, strict=True)
             for request_id, at in zip(pair, ("north", "south"), strict=True)
         )
@@ -127,9 +127,9 @@ async def test_claims_of_two_substations_that_share_a_transaction_are_still_numb
 
 async def test_a_refused_claim_or_end_takes_no_number(ledger):
     await ledger.assigned("a", "b", "c")
-    await ledger.charging.claim([Hint("a", 1), Hint("b", 9), Hint("nobody", 1), Hint("c", 1)], "north", 1)
+    await ledger.claim([Hint("a", 1), Hint("b", 9), Hint("nobody", 1), Hint("c", 1)], "north", 1)
 
-    (late,) = await ledger.charging.claim([Hint("b", 1)], "north", 1)
+    (late,) = await ledger.claim([Hint("b", 1)], "north", 1)
     assert late.claim_number == 3
 
     await ledger.charging.end([ending("a"), ending("nobody"), ending("b", attempt=4)])
@@ -139,7 +139,7 @@ async def test_a_refused_claim_or_end_takes_no_number(ledger):
 async def test_claims_are_numbered_and_answered_in_order_of_arrival(ledger):
     await ledger.assigned("first", "second", "third")
 
-    claims = await ledger.charging.claim([Hint(one, 1) for one in ("third", "first", "second")], "north", 1)
+    claims = await ledger.claim([Hint(one, 1) for one in ("third", "first", "second")], "north", 1)
 
     assert [(one.request_id, one.claim_number) for one in claims] == [("first", 1), ("second", 2), ("third", 3)]
 
@@ -181,7 +181,7 @@ async def test_a_process_of_an_old_epoch_changes_nothing(ledger, rival):
     await ledger.assigned("b")
     await rival.charging.register([registration("north")])
 
-    assert await ledger.charging.claim([Hint("b", 1)], "north", 1) == []
+    assert await ledger.claim([Hint("b", 1)], "north", 1) == []
     assert await ledger.charging.end([ending("a", epoch=1)]) == {}
     (answer,) = await ledger.charging.heartbeat({"north": 1}, [Progress("a", 1, "north", 1, 99)], 0)
 
@@ -223,7 +223,7 @@ async def test_a_storm_of_late_doubled_and_wrong_calls_leaves_sound_histories(le
                 for one, to in ((ledger, "north"), (rival, "south"))
                 for work in (
                     one.dispatch.assign([Assignment(request_id, attempt, to)]),
-                    one.charging.claim([Hint(request_id, attempt + 1)], to, 1),
+                    one.claim([Hint(request_id, attempt + 1)], to, 1),
                     one.dispatch.give_back([Hint(request_id, attempt + 1)], to, Reason.UNROUTABLE),
                     one.charging.end([ending(request_id, to, attempt=attempt + 1)] if place % 2 else []),
                     one.charging.register([registration(to)] if place == attempt == 2 else []),

@@ -74,7 +74,7 @@ async def test_a_heartbeat_of_several_substations_answers_for_each(ledger):
     }
 
 
-async def test_a_heartbeat_names_assigned_rows_that_are_old_and_no_others(ledger, path):
+async def test_a_heartbeat_names_assigned_rows_and_which_of_them_are_overdue(ledger, path):
     await ledger.assigned("old")
     await ledger.assigned("elsewhere", to="south")
     await ledger.assigned("late")
@@ -82,8 +82,11 @@ async def test_a_heartbeat_names_assigned_rows_that_are_old_and_no_others(ledger
     await ledger.accepted("accepted")
     let_the_wait_pass(path, "late")
 
-    assert [one.assigned for one in await ledger.charging.heartbeat({"north": 1}, [], 0)] == [(("old", 1),)]
-    assert [one.assigned for one in await ledger.charging.heartbeat({"north": 1}, [], 3_600_000)] == [()]
+    [at_once] = await ledger.charging.heartbeat({"north": 1}, [], 0)
+    [patient] = await ledger.charging.heartbeat({"north": 1}, [], 3_600_000)
+
+    assert at_once.assigned == at_once.overdue == patient.assigned == (("old", 1),)
+    assert patient.overdue == ()
 
 
 async def test_forgotten_assignments_come_in_the_order_of_the_waiting_room(ledger):

@@ -24,7 +24,7 @@ async def test_a_request_goes_all_the_way_and_its_history_tells_it(ledger):
     assert accepted.request_id == "r"
     assert accepted.wait_until_ms == accepted.accepted_at_ms + SOON_MS
     assert await ledger.dispatch.assign([Assignment("r", 0, "north", {"policy": "least-utilisation"})]) == {"r"}
-    (claim,) = await ledger.charging.claim([Hint("r", 1)], "north", 1)
+    (claim,) = await ledger.claim([Hint("r", 1)], "north", 1)
     await ledger.charging.heartbeat({"north": 1}, [Progress("r", 1, "north", 1, 1_000)], 0)
     assert await ledger.charging.end([ending("r")]) == {"r": 1}
 
@@ -49,7 +49,7 @@ async def test_a_declined_request_goes_back_and_to_somebody_else(ledger):
     assert await ledger.charging.decline([Hint("r", 1)], "north") == {"r"}
     assert (await ledger.intake.request("r")).substation is None
     assert await ledger.dispatch.assign([Assignment("r", 1, "south")]) == {"r"}
-    assert [one.attempt for one in await ledger.charging.claim([Hint("r", 2)], "south", 1)] == [2]
+    assert [one.attempt for one in await ledger.claim([Hint("r", 2)], "south", 1)] == [2]
 
     assert [(one.status, one.substation, one.attempt, one.reason) for one in await ledger.history("r")] == [
         ("accepted", None, 0, "submitted"),
@@ -148,10 +148,10 @@ async def test_assigning_some_that_changed_and_some_that_did_not_tells_them_apar
 async def test_claiming_needs_the_right_attempt_substation_and_epoch(ledger, attempt, substation, epoch):
     await ledger.assigned("r", to="north")
 
-    assert await ledger.charging.claim([Hint("r", attempt)], substation, epoch) == []
+    assert await ledger.claim([Hint("r", attempt)], substation, epoch) == []
 
     assert await ledger.status("r") == Status.ASSIGNED
-    assert (await ledger.charging.claim([Hint("r", 1)], "north", 1))[0].claim_number == 1
+    assert (await ledger.claim([Hint("r", 1)], "north", 1))[0].claim_number == 1
 
 
 async def test_claiming_needs_an_assigned_request(ledger):
@@ -160,18 +160,18 @@ async def test_claiming_needs_an_assigned_request(ledger):
 
     hints = [Hint(one, attempt) for one in ("accepted", "completed", "nobody") for attempt in (0, 1)]
 
-    assert await ledger.charging.claim(hints, "north", 1) == []
+    assert await ledger.claim(hints, "north", 1) == []
 
 
 async def test_a_claim_whose_answer_was_lost_is_answered_again_and_made_once(ledger):
     await ledger.assigned("r", "s")
-    [first] = await ledger.charging.claim([Hint("r", 1)], "north", 1)
+    [first] = await ledger.claim([Hint("r", 1)], "north", 1)
 
-    again = await ledger.charging.claim([Hint("r", 1), Hint("s", 1)], "north", 1)
+    again = await ledger.claim([Hint("r", 1), Hint("s", 1)], "north", 1)
 
     assert [(one.request_id, one.claim_number) for one in again] == [("r", first.claim_number), ("s", 2)]
-    assert await ledger.charging.claim([Hint("r", 1)], "north", 2) == []
-    assert await ledger.charging.claim([Hint("r", 1)], "east", 1) == []
+    assert await ledger.claim([Hint("r", 1)], "north", 2) == []
+    assert await ledger.claim([Hint("r", 1)], "east", 1) == []
 
 
 async def test_an_end_whose_answer_was_lost_is_answered_again_and_made_once(ledger):
@@ -200,7 +200,7 @@ async def test_nothing_is_assigned_or_claimed_after_its_wait_has_passed(ledger, 
         let_the_wait_pass(path, one)
 
     assert await ledger.dispatch.assign([Assignment("waits", 0, "north")]) == set()
-    assert await ledger.charging.claim([Hint("assigned", 1)], "north", 1) == []
+    assert await ledger.claim([Hint("assigned", 1)], "north", 1) == []
 
 
 @pytest.mark.parametrize(("attempt", "substation"), [(0, "north"), (2, "north"), (1, "south"), (1, "nowhere")])

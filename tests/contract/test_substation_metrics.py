@@ -23,6 +23,8 @@ DESIGNED = {
     "evenload_substation_utilisation_ratio",
     "evenload_substation_sessions",
     "evenload_substation_connectors",
+    "evenload_substation_bays",
+    "evenload_substation_bays_occupied",
     "evenload_substation_claims_total",
     "evenload_substation_ends_total",
     "evenload_substation_epoch",
@@ -34,7 +36,7 @@ DESIGNED = {
 
 
 def substation(substation_id="north", *, sessions=0, ends=0, **changes):
-    kept = {"rated_w": 380_000, "limit_w": 304_000, "connectors": 40, "epoch": 3, "speed": 60.0}
+    kept = {"rated_w": 380_000, "limit_w": 304_000, "connectors": 40, "bays": 10, "epoch": 3, "speed": 60.0}
     one = Substation(id=substation_id, ticked_at_s=0.0, **{**kept, **changes})
     for number in range(1, sessions + ends + 1):
         energy_j = 1 if number <= ends else 36_000_000

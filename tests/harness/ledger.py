@@ -40,9 +40,12 @@ class Ledger:
 
     async def claimed(self, *request_ids, at="north", epoch=1, **changes):
         await self.assigned(*request_ids, to=at, **changes)
-        claims = await self.charging.claim([Hint(one, 1) for one in request_ids], at, epoch)
+        claims = await self.claim([Hint(one, 1) for one in request_ids], at, epoch)
         assert len(claims) == len(request_ids)
         return claims
+
+    async def claim(self, hints, at, epoch, places=40):
+        return list((await self.charging.claim(hints, at, epoch, places)).claimed)
 
     async def ended(self, *request_ids, at="north", epoch=1):
         await self.claimed(*request_ids, at=at, epoch=epoch)
@@ -75,7 +78,7 @@ def ending(request_id, at="north", epoch=1, *, attempt=1, delivered_j=36_000_000
 
 
 def registration(substation="north", **changes):
-    return replace(Registration(substation, None, 380_000, 304_000, 40, "http://127.0.0.1:1"), **changes)
+    return replace(Registration(substation, None, 380_000, 304_000, 40, 10, "http://127.0.0.1:1"), **changes)
 
 
 def opened(path, *, speed=60.0, shared=False):

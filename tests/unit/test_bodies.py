@@ -150,14 +150,16 @@ def test_what_was_accepted_can_be_told_again_in_the_clients_units(depart_by, tol
         depart_by_ms=new.depart_by_ms,
         accepted_at_ms=0,
         wait_until_ms=600_000,
+        position=3,
         decision=None,
         history=(Transition(5, Status.ACCEPTED, None, 0, None, "submitted"),),
     )
 
-    answer = describe(record)
+    answer = describe(record, 12.34)
 
     assert (answer["energy_requested_kwh"], answer["max_power_kw"], answer["energy_delivered_kwh"]) == (7.7, 3.7, 0.5)
     assert (answer["depart_by"], answer["wait_until"]) == (told, "1970-01-01T00:10:00.000Z")
+    assert (answer["position"], answer["expected_wait_s"]) == (3, 12.3)
     assert answer["history"] == [
         {
             "at": "1970-01-01T00:00:00.005Z",
@@ -167,7 +169,6 @@ def test_what_was_accepted_can_be_told_again_in_the_clients_units(depart_by, tol
             "reason": "submitted",
         }
     ]
-    assert (answer["position"], answer["expected_wait_s"]) == (None, None)
 
 
 class FakeRequest:

@@ -56,13 +56,15 @@ class Publisher:
 
 
 class Parts:
-    def __init__(self, connectors=40, zones=None):
+    def __init__(self, connectors=40, zones=None, bays=0):
         zones = zones or {"north": None}
         self.ledger, self.publisher, self.table = Ledger(), Publisher(), LoadTable()
         metrics = BalancerMetrics(CollectorRegistry())
         watcher = Watcher(self.ledger, self.table, metrics, 3.0)
         readings = {
-            one: Reading(one, 1, 1, 0, 0, 304_000, 0, connectors, 0, 0, operative=True, taken_at_s=monotonic_s())
+            one: Reading(
+                one, 1, 1, 0, 0, 304_000, 1_380, 0, connectors, bays, 0, 0, operative=True, taken_at_s=monotonic_s()
+            )
             for one in zones
         }
         self.table.refresh(readings, zones, [], 0)
@@ -148,7 +150,7 @@ async def test_a_failed_assignment_leaves_no_reservation(parts):
         await parts.dispatcher.take_in([Hint("a", 0)])
 
     assert not parts.table.is_reserved("a", 1)
-    assert parts.table.estimate("north", 0, 1).sessions == 0
+    assert parts.table.estimate("north", 0, 1).taken == 0
     parts.ledger.away = False
     await parts.dispatcher.take_in([Hint("a", 0)])
     assert parts.ids() == ["a"]

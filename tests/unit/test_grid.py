@@ -1,5 +1,3 @@
-import re
-
 import pytest
 
 from services.errors import Misconfigured
@@ -19,7 +17,7 @@ def written(tmp_path):
     path = tmp_path / "grid.toml"
 
     def write(text):
-        path.write_text(text)
+        path.write_text(text, encoding="utf-8")
         return str(path)
 
     return write
@@ -52,52 +50,70 @@ def test_a_limit_may_reach_the_rating_but_not_pass_it(written):
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        (ONE + "colour = 'red'\n", "substation.0.colour: Extra inputs are not permitted"),
-        ("area = 1\n" + ONE, "area: Extra inputs are not permitted"),
-        (ONE.replace("400", "-400"), "substation.0.rated_kva: "),
-        (ONE.replace("400", "0"), "substation.0.rated_kva: "),
-        (ONE.replace("400", "nan"), "substation.0.rated_kva: "),
-        (ONE.replace("400", "inf"), "substation.0.rated_kva: "),
-        (ONE.replace("400", "'400'"), "substation.0.rated_kva: "),
-        (ONE.replace("40\n", "0\n"), "substation.0."),
-        (ONE.replace("connectors = 40", "connectors = 4.5"), "substation.0.connectors: "),
-        (ONE.replace("connectors = 40", "connectors = true"), "substation.0.connectors: "),
-        (ONE.replace("connectors = 40", ""), "substation.0.connectors: Field required"),
-        (ONE + "limit_kw = -1\n", "substation.0.limit_kw: "),
-        (ONE + "zone = ''\n", "substation.0.zone: "),
-        (ONE.replace('"north"', '"no rth"'), "substation.0.id: "),
-        (ONE.replace('"north"', '"charge.north"'), "substation.0.id: "),
-        (ONE.replace('"north"', '"north\\n"'), "substation.0.id: "),
-        (ONE.replace('"north"', '""'), "substation.0.id: "),
-        (ONE + ONE.replace('name = "mine"', ""), "substation id 'north' stands there twice"),
-        ('name = "empty"\n', "substation: Field required"),
-        ('name = "empty"\nsubstation = []\n', "substation: "),
-        (ONE.replace('name = "mine"', ""), "name: Field required"),
+        (ONE + "colour = 'red'\n", "line 7, substation.0.colour: is no key of a grid file; there are id, rated_kva, "),
+        (ONE + "'co\tlour\u2028' = 1\n", r"line 7, substation.0.'co\tlour\u2028': is no key of a grid file"),
+        ("area = 1\n" + ONE, "line 1, area: is no key of a grid file; there are name, substation"),
+        (ONE.replace("400", "-400"), "line 5, substation.0.rated_kva: input should be greater than or equal to 1 "),
+        (ONE.replace("400", "0"), "line 5, substation.0.rated_kva: "),
+        (ONE.replace("400", "nan"), "line 5, substation.0.rated_kva: "),
+        (ONE.replace("400", "inf"), "line 5, substation.0.rated_kva: "),
+        (ONE.replace("400", "'400'"), "line 5, substation.0.rated_kva: "),
+        (ONE.replace("40\n", "0\n"), "line 6, substation.0.connectors: "),
+        (ONE.replace("connectors = 40", "connectors = 4.5"), "line 6, substation.0.connectors: "),
+        (ONE.replace("connectors = 40", "connectors = true"), "line 6, substation.0.connectors: "),
+        (ONE.replace("connectors = 40", ""), "line 3, substation.0.connectors: is missing"),
+        (ONE + "limit_kw = -1\n", "line 7, substation.0.limit_kw: "),
+        (ONE + "limit_kw = 381\n", "line 7, substation.0.limit_kw: is above rated_kva × 0.95 = 380 kW (got 381"),
+        (ONE + "bays = -1\n", "line 7, substation.0.bays: "),
+        (ONE + "bays = 10001\n", "line 7, substation.0.bays: "),
+        (ONE + "zone = ''\n", "line 7, substation.0.zone: "),
+        (ONE.replace('"north"', '"no rth"'), "line 4, substation.0.id: "),
+        (ONE.replace('"north"', '"charge.north"'), "line 4, substation.0.id: "),
+        (ONE.replace('"north"', '"north\\n"'), "line 4, substation.0.id: "),
+        (ONE.replace('"north"', '""'), "line 4, substation.0.id: "),
+        (ONE + ONE.replace('name = "mine"', ""), "line 10, substation.1.id: 'north' is the id of substation.0 already"),
+        ('name = "empty"\n', "grid.toml': substation: is missing"),
+        ('name = "empty"\nsubstation = []\n', "line 2, substation: "),
+        ('name = "empty"\nsubstation = 1\n', "line 2, substation: "),
+        (ONE.replace('name = "mine"', ""), "grid.toml': name: is missing"),
+        (ONE.replace('"mine"', "1"), "line 2, name: "),
         ("name = ", "is no TOML"),
         (ONE + "connectors = 41\n", "is no TOML"),
+        ("deep = " + "[" * 100_000, "is no TOML"),
+        ("long = " + "1" * 10_000, "is no TOML"),
     ],
 )
-def test_a_faulty_grid_file_is_refused_with_its_name_and_the_place(written, text, told):
+def test_a_faulty_grid_file_is_refused_with_line_key_and_cause(written, text, told):
     path = written(text)
 
     said = refusal(path)
 
     assert told in said
     assert path in said
+    assert len(said.splitlines()) == 1
 
 
-def test_every_fault_of_a_file_is_told(written):
+def test_every_fault_of_a_file_is_told_in_one_line(written):
     said = refusal(written(ONE + "colour = 'red'\n" + ONE.replace('name = "mine"', "").replace("400", "-4")))
 
-    assert "substation.0.colour" in said
-    assert "substation.1.rated_kva" in said
+    assert "line 7, substation.0.colour" in said
+    assert "line 12, substation.1.rated_kva" in said
+    assert len(said.splitlines()) == 1
+
+
+def test_bays_are_one_for_four_connectors_unless_the_file_says_how_many(written):
+    bays = [load_grid(written(ONE + text)).pick([])[0].waiting_bays for text in ("", "bays = 0\n", "bays = 7\n")]
+
+    assert bays == [10, 0, 7]
 
 
 def test_a_file_that_is_not_there_or_is_no_text_is_refused(tmp_path):
     binary = tmp_path / "binary.toml"
     binary.write_bytes(b"\xff\xfe\x00")
 
-    assert re.search("'nowhere.toml' cannot be read: No such file", refusal("nowhere.toml"))
+    said = refusal("nowhere.toml")
+    assert "'nowhere.toml' cannot be read (No such file" in said
+    assert said.endswith("default, mixed")
     assert "is no TOML" in refusal(str(binary))
     assert "cannot be read" in refusal(str(tmp_path))
 

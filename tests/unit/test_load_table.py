@@ -20,8 +20,10 @@ def reading(substation="a", *, epoch=1, sequence=1, **changes):
         power_w=90_000.0,
         demand_w=100_000.0,
         limit_w=304_000.0,
+        floor_w=1_380.0,
         sessions=10,
         connectors=40,
+        bays=10,
         claims_total=12,
         ends_total=2,
         operative=True,
@@ -46,7 +48,7 @@ def seen(table, substation="a", now_s=100.0):
 
 def load(table, substation="a"):
     one = seen(table, substation)
-    return one.demand_w, one.sessions, one.in_flight
+    return one.demand_w, one.taken, one.in_flight
 
 
 def test_an_estimate_is_the_reading_where_nothing_is_in_flight():
@@ -336,7 +338,7 @@ class TableAndNaiveModel(RuleBasedStateMachine):
             own = {key: (1, mine.power_w) for key, mine in self.own.items() if mine.substation == name}
             entries = {**own, **told}.values()
             assert estimates[name].in_flight == sum(sign for sign, _ in entries)
-            assert estimates[name].sessions == max(0, one.sessions + sum(sign for sign, _ in entries))
+            assert estimates[name].taken == max(0, one.sessions + sum(sign for sign, _ in entries))
             assert estimates[name].demand_w == max(0, one.demand_w + sum(sign * power for sign, power in entries))
 
     @invariant()

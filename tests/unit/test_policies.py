@@ -20,8 +20,10 @@ def estimate(substation="a", **changes):
         "zone": None,
         "demand_w": 0.0,
         "limit_w": 304_000.0,
-        "sessions": 0,
+        "floor_w": 1_380.0,
+        "taken": 0,
         "connectors": 40,
+        "bays": 0,
         "scraped_w": 0.0,
         "in_flight": 0,
         "age_s": 0.2,
@@ -44,6 +46,8 @@ def reading(substation, **changes):
         1,
         1,
         **{**kept, **changes},
+        floor_w=1_380.0,
+        bays=0,
         claims_total=0,
         ends_total=0,
         operative=True,
@@ -94,15 +98,15 @@ def test_the_original_policy_herds_to_whoever_was_lowest_at_the_last_scrape():
 
 
 def test_power_decides_where_power_is_scarcer():
-    much_power = estimate("much-power", demand_w=10_000.0, sessions=6, connectors=40)
-    few_sessions = estimate("few-sessions", demand_w=250_000.0, sessions=2, connectors=40)
+    much_power = estimate("much-power", demand_w=10_000.0, taken=6, connectors=40)
+    few_sessions = estimate("few-sessions", demand_w=250_000.0, taken=2, connectors=40)
 
     assert chosen([much_power, few_sessions]) == "much-power"
 
 
 def test_connectors_decide_where_connectors_are_scarcer():
-    many_free = estimate("many-free", demand_w=60_000.0, sessions=10, connectors=40)
-    nearly_full = estimate("nearly-full", demand_w=10_000.0, sessions=38, connectors=40)
+    many_free = estimate("many-free", demand_w=60_000.0, taken=10, connectors=40)
+    nearly_full = estimate("nearly-full", demand_w=10_000.0, taken=38, connectors=40)
 
     assert chosen([many_free, nearly_full]) == "many-free"
 
@@ -125,7 +129,7 @@ def test_only_the_zone_that_was_asked_for_is_considered():
 
 def test_a_stale_reading_counts_as_full_while_a_fresh_one_has_room():
     stale = estimate("stale", fresh=False)
-    fresh = estimate("fresh", demand_w=300_000.0, sessions=39)
+    fresh = estimate("fresh", demand_w=300_000.0, taken=39)
 
     decision = choose(LEAST, [stale, fresh], 11_000, None, random.Random(0))
 
@@ -135,7 +139,7 @@ def test_a_stale_reading_counts_as_full_while_a_fresh_one_has_room():
 
 def test_the_last_reading_decides_where_no_fresh_one_has_room():
     stale = [estimate("stale-1", fresh=False, demand_w=90_000.0), estimate("stale-2", fresh=False)]
-    full = estimate("full", sessions=40)
+    full = estimate("full", taken=40)
 
     assert chosen([*stale, full]) == "stale-2"
 
@@ -146,9 +150,13 @@ def test_the_last_reading_decides_where_no_fresh_one_has_room():
         ({"operative": False}, "inoperative"),
         ({"limit_w": 0.0}, "no_power"),
         ({"limit_w": 5e-324}, "no_power"),
-        ({"sessions": 40}, "no_connector"),
-        ({"sessions": 41}, "no_connector"),
-        ({"connectors": 0}, "no_connector"),
+        ({"limit_w": 1_379.0}, "no_power"),
+        ({"limit_w": 4_000.0, "taken": 2}, "no_place"),
+        ({"limit_w": 4_000.0, "taken": 4, "bays": 2}, "no_place"),
+        ({"taken": 40}, "no_place"),
+        ({"taken": 41}, "no_place"),
+        ({"taken": 50, "bays": 10}, "no_place"),
+        ({"connectors": 0}, "no_place"),
     ],
 )
 def test_who_has_no_room_is_not_chosen_and_the_cause_is_told(changes, cause):
@@ -163,12 +171,12 @@ def test_no_room_counts_every_cause():
     estimates = [
         estimate("a", operative=False),
         estimate("b", operative=False),
-        estimate("c", sessions=40),
+        estimate("c", taken=40),
         estimate("d", limit_w=0.0),
     ]
 
     assert choose(LEAST, estimates, 11_000, None, random.Random(0)) == NoRoom(
-        {"inoperative": 2, "no_connector": 1, "no_power": 1}
+        {"inoperative": 2, "no_place": 1, "no_power": 1}
     )
 
 
@@ -209,7 +217,7 @@ def test_who_is_worse_takes_no_part_in_a_tie():
             st.sampled_from("abcdefgh"),
             demand_w=st.floats(0, 1e6),
             limit_w=st.floats(0, 1e6),
-            sessions=st.integers(0, 12),
+            taken=st.integers(0, 12),
             connectors=st.integers(1, 10),
             fresh=st.booleans(),
             operative=st.booleans(),
@@ -225,7 +233,7 @@ def test_whoever_is_chosen_has_room_and_everybody_else_is_accounted_for(estimate
     with_room = [
         one
         for one in estimates
-        if one.operative and one.limit_w >= 1 and one.sessions < one.connectors and zone in (None, one.zone)
+        if one.operative and one.usable > 0 and one.taken < one.usable + one.bays and zone in (None, one.zone)
     ]
 
     match choose(name, estimates, 11_000, zone, random.Random(0)):
@@ -241,8 +249,8 @@ def test_whoever_is_chosen_has_room_and_everybody_else_is_accounted_for(estimate
 
 def test_a_decision_explains_itself():
     estimates = [
-        estimate("a", demand_w=100_000.0, sessions=2, in_flight=1, age_s=0.416),
-        estimate("b", demand_w=50_000.0, sessions=30),
+        estimate("a", demand_w=100_000.0, taken=2, in_flight=1, age_s=0.416),
+        estimate("b", demand_w=50_000.0, taken=30),
         estimate("c", operative=False),
     ]
 
@@ -261,6 +269,8 @@ def test_a_decision_explains_itself():
                 "limit_kw": 304.0,
                 "sessions": 2,
                 "connectors": 40,
+                "bays_taken": 0,
+                "bays": 0,
                 "in_flight": 1,
                 "reading_age_s": 0.42,
             },
@@ -271,6 +281,8 @@ def test_a_decision_explains_itself():
                 "limit_kw": 304.0,
                 "sessions": 30,
                 "connectors": 40,
+                "bays_taken": 0,
+                "bays": 0,
                 "in_flight": 0,
                 "reading_age_s": 0.2,
             },
@@ -281,7 +293,7 @@ def test_a_decision_explains_itself():
 
 
 def test_the_explanation_says_when_connectors_limit():
-    decision = choose(LEAST, [estimate(sessions=30)], 11_000, None, random.Random(0))
+    decision = choose(LEAST, [estimate(taken=30)], 11_000, None, random.Random(0))
 
     assert decision.explanation["limited_by"] == "connectors"
 

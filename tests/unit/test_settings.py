@@ -90,6 +90,11 @@ def test_a_port_is_taken(environ, port):
         ("EVENLOAD_INSTANCE", "two words"),
         ("EVENLOAD_AMQP_URL", "http://127.0.0.1:5672"),
         ("EVENLOAD_AMQP_URL", "127.0.0.1"),
+        ("EVENLOAD_AMQP_URL", "amqp://someone:secret@no..host/evenload"),
+        ("EVENLOAD_AMQP_URL", "amqp://guest:guest@broker.example/evenload"),
+        ("EVENLOAD_AMQP_URL", "amqps://someone:changeme@192.0.2.1/evenload"),
+        ("EVENLOAD_AMQP_URL", "amqp://someone@broker.example/evenload"),
+        ("EVENLOAD_AMQP_URL", "amqp://localhost.example/evenload"),
         ("EVENLOAD_LEDGER_SHARED", "perhaps"),
         ("EVENLOAD_STARTUP_TIMEOUT_S", "0"),
     ],
@@ -99,6 +104,21 @@ def test_a_value_that_cannot_be_meant_is_refused_by_name(environ, name, value):
 
     with pytest.raises(Misconfigured, match=f"^{name}: "):
         load_for_service(GatewaySettings)
+
+
+@pytest.mark.parametrize("host", ["localhost", "127.0.0.1", "127.8.8.8", "[::1]"])
+def test_a_broker_on_this_machine_may_have_any_password(environ, host):
+    for login in ("guest:guest@", ""):
+        environ(EVENLOAD_AMQP_URL=f"amqp://{login}{host}/evenload")
+        load_for_service(GatewaySettings)
+
+
+def test_a_password_never_stands_in_a_refusal(environ):
+    environ(EVENLOAD_AMQP_URL="http://someone:do-not-print-me@broker.example/evenload")
+
+    with pytest.raises(Misconfigured) as caught:
+        load_for_service(GatewaySettings)
+    assert "do-not-print-me" not in str(caught.value)
 
 
 @pytest.mark.parametrize(

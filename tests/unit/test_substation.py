@@ -4,13 +4,22 @@ from hypothesis import strategies as st
 
 from services.ledger.records import Claimed
 from services.ledger.states import Reason, Status
+from services.messages import Hint
 from substations.substation import REMEMBER_ENDED_S, Substation
 
 KWH_J = 3_600_000
 
 
 def substation(**changes):
-    kept = {"id": "north", "rated_w": 380_000, "limit_w": 304_000, "connectors": 4, "epoch": 3, "speed": 60.0}
+    kept = {
+        "id": "north",
+        "rated_w": 380_000,
+        "limit_w": 304_000,
+        "connectors": 4,
+        "bays": 2,
+        "epoch": 3,
+        "speed": 60.0,
+    }
     return Substation(**{"ticked_at_s": 0.0, **kept, **changes})
 
 
@@ -158,7 +167,7 @@ def test_an_ended_session_is_told_at_every_tick_and_keeps_its_connector_until_th
     (ending,) = tick_until_ended(one)
 
     assert one.tick(one.ticked_at_s + 1) == [ending]
-    assert (one.free_connectors, one.power_w, one.demand_w) == (0, 0, 2_200)
+    assert (one.free_connectors, one.power_w, one.demand_w) == (0, 0, 11_000)
 
     one.finish("r", one.ticked_at_s, counts=True)
     assert (one.free_connectors, one.demand_w) == (1, 0)
@@ -248,12 +257,15 @@ def test_time_that_runs_backwards_delivers_nothing_and_takes_nothing_back():
     assert one.energy_total_j == 2 * before_j
 
 
-def test_connectors_are_held_for_claims_on_their_way():
-    one = substation(connectors=3)
-    one.start(claimed(), one.ticked_at_s)
-    one.claiming = {("x", 1)}
+def test_the_bays_keep_who_stands_there_and_then_take_who_comes_in_order():
+    a, b, c, d = (Hint(name, 1) for name in "abcd")
+    one = substation(bays=2)
 
-    assert one.free_connectors == 1
+    assert one.park([b, c]) == []
+    assert one.park([a, c, d]) == [d]  # b is not held any more
+    assert one.in_bays == [c, a]
+    one.vacate([c, d])
+    assert one.in_bays == [a]
 
 
 def test_progress_names_every_session_with_the_epoch_of_the_substation():
@@ -329,12 +341,22 @@ def test_a_vehicle_that_left_while_its_substation_was_away_gets_nothing_more():
     assert (ending.reason, ending.energy_delivered_j, one.energy_total_j) == (Reason.EV_DISCONNECTED, 500, 0)
 
 
-def test_demand_falls_with_the_wishes_and_counts_the_paused_ones():
+def test_demand_is_what_the_ledgers_rows_add_up_to_whatever_taper_and_pauses_leave():
     one = substation(limit_w=1_500, floor_w=1_380)
     one.start(claimed("full", delivered_j=KWH_J * 9 // 10), 0.0)
     one.start(claimed("empty"), 0.0)
 
     one.tick(0.0)
 
-    assert (one.power_w, one.demand_w) == (1_500, 6_600 + 11_000)
+    assert (one.power_w, one.demand_w) == (1_500, 22_000)
     assert sorted(session.is_paused for session in one.sessions.values()) == [False, True]
+
+
+def test_a_connector_is_free_only_where_the_limit_has_a_floors_power_for_it():
+    one = substation(connectors=4, limit_w=3_000, floor_w=1_380)
+    assert one.free_connectors == 2
+
+    one.start(claimed(), 0.0)
+
+    assert one.free_connectors == 1
+    assert substation(connectors=4, limit_w=3_000).free_connectors == 4

@@ -10,7 +10,7 @@ KWH_J = 3_600_000
 
 
 def substation(epoch=1):
-    one = Substation("north", 380_000, 1_500, 4, epoch, 60.0, 0.0, floor_w=1_380)
+    one = Substation("north", 380_000, 1_500, 4, 0, epoch, 60.0, 0.0, floor_w=1_380)
     for number, request_id in enumerate(("runs", "waits", "leaves")):
         departs_in_ms = 0 if request_id == "leaves" else None
         one.start(Claimed(request_id, 2, "north", epoch, number, 11_000, KWH_J, 0, departs_in_ms), 0.0)

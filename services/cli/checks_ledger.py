@@ -1,0 +1,120 @@
+"""The doctor's look at the ledger: opened for reading only, never made, never waited for."""
+
+import contextlib
+import os
+import sqlite3
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+
+from services.cli.checks import Check, misconfigured, note, ok, problem
+from services.ledger import schema
+from services.ledger.connection import SQLITE_SCHEME
+from services.ledger.sqlite import lock_path
+from services.local import locks
+from services.settings import LocalSettings
+
+HELD_LONG_S = 1.5
+"""A writer holds the lock for a commit: milliseconds."""
+POLL_S = 0.05
+DEFAULT_SPEED = "60"
+
+
+def ledger_path(settings: LocalSettings) -> Path | None:
+    """The file that the local stack would use; None where EVENLOAD_LEDGER_URL names no file."""
+    url = os.environ.get("EVENLOAD_LEDGER_URL")
+    if not url:
+        return settings.data_dir.resolve() / "ledger.sqlite"
+    return Path(url.removeprefix(SQLITE_SCHEME)) if url.startswith(SQLITE_SCHEME) else None
+
+
+def check_ledger(path: Path | None) -> Iterator[Check]:
+    """The file, its version, its speed, and who stands on its lock."""
+    if path is None:
+        yield note("ledger", "EVENLOAD_LEDGER_URL names no SQLite file: not looked at")
+        return
+    if not path.exists():
+        yield note("ledger", f"{path} is made at the first start")
+        return
+    yield _lock(path)
+    try:
+        meta = read_meta(path)
+    except sqlite3.Error as error:
+        yield misconfigured("ledger", f"{path} is no usable ledger: {error}", "name another EVENLOAD_DATA_DIR")
+        return
+    yield _version(path, meta.get("schema_version"))
+    if "speed" in meta:
+        yield _speed(meta["speed"])
+
+
+def registered_substations(path: Path | None) -> list[str]:
+    """Ids that the ledger knows; empty where it cannot be read."""
+    if path is None or not path.exists():
+        return []
+    with contextlib.suppress(sqlite3.Error):
+        return [row[0] for row in _read(path, "SELECT id FROM substation ORDER BY id")]
+    return []
+
+
+def read_meta(path: Path) -> dict[str, str]:
+    """What the ledger says of itself; raises `sqlite3.Error` for a file that is none."""
+    return {str(name): str(value) for name, value in _read(path, "SELECT name, value FROM meta")}
+
+
+def _read(path: Path, query: str) -> list[tuple[str, ...]]:
+    wal = path.with_name(path.name + "-wal")
+    # Without a write-ahead log nothing is newer than the file; opening it as immutable leaves no side files.
+    mode = "mode=ro" if wal.exists() and wal.stat().st_size > 0 else "immutable=1"
+    with contextlib.closing(sqlite3.connect(f"{path.absolute().as_uri()}?{mode}", uri=True, timeout=1)) as connection:
+        return connection.execute(query).fetchall()
+
+
+def _lock(path: Path) -> Check:
+    """Watch the lock for a while: a commit releases it, a process that stands still does not."""
+    gate = lock_path(path)
+    give_up_at = time.monotonic() + HELD_LONG_S
+    holders = locks.holders(gate)
+    while holders and time.monotonic() < give_up_at:
+        time.sleep(POLL_S)
+        holders &= locks.holders(gate)
+    if not holders:
+        return ok("ledger lock", "nobody holds it for long")
+    who = ", ".join(_who(pid) for pid in sorted(holders))
+    cure = f"end or continue the one that stands still: `kill {min(holders)}`, `kill -CONT {min(holders)}`"
+    return problem("ledger lock", f"{who} has held {gate.name} for more than {HELD_LONG_S:g} s", cure)
+
+
+def _version(path: Path, found: str | None) -> Check:
+    if found is None:
+        return misconfigured("ledger", f"{path} is a database, but not Evenload's", "name another EVENLOAD_DATA_DIR")
+    if found == str(schema.VERSION):
+        return ok("ledger", f"{path}, schema version {found}")
+    age = "newer" if found.isdecimal() and int(found) > schema.VERSION else "older"
+    return misconfigured(
+        "ledger",
+        f"{path} has schema version {found}, {age} than this Evenload's {schema.VERSION}",
+        "use the Evenload that wrote it, or another EVENLOAD_DATA_DIR",
+    )
+
+
+def _speed(kept: str) -> Check:
+    try:
+        wanted = f"{float(os.environ.get('EVENLOAD_SPEED') or DEFAULT_SPEED):g}"
+    except ValueError:
+        return note("speed", f"the ledger's sessions run at {kept}")  # the settings' line tells what is wrong
+    if wanted == kept:
+        return ok("speed", f"{kept}, as the ledger's sessions run")
+    return misconfigured(
+        "speed",
+        f"EVENLOAD_SPEED is {wanted}, but the sessions of this ledger run at {kept}",
+        f"set EVENLOAD_SPEED={kept}, or name another EVENLOAD_DATA_DIR",
+    )
+
+
+def _who(pid: int) -> str:
+    with contextlib.suppress(psutil.Error):
+        process = psutil.Process(pid)
+        return f"pid {pid} ({' '.join(process.cmdline())[:60] or process.name()})"
+    return f"pid {pid}" if pid else "a process of another container"

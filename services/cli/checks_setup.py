@@ -1,0 +1,113 @@
+"""The doctor's look at this machine and its settings: Python, variables, grid file, RabbitMQ, folders, disk."""
+
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from services.cli.checks import Check, misconfigured, note, ok, problem, with_cure
+from services.errors import Misconfigured
+from services.grid import load_grid
+from services.local.packages import CURES, can_unpack, locate_rabbitmq
+from services.local.stack import cache_dir
+from services.settings import LocalSettings
+
+DISK_NEEDED_BYTES = 500 * 1024 * 1024
+SETTINGS_WITHIN_S = 30.0
+_PLACEHOLDERS = {"EVENLOAD_AMQP_URL": "amqp://127.0.0.1/evenload", "EVENLOAD_LEDGER_URL": "sqlite:///ledger.sqlite"}
+# In a process of its own, as `evenload up` would: the chassis does not import services.
+_READ_ALL_SETTINGS = """
+import importlib, json
+from services.errors import Misconfigured
+from services.settings import Settings, load_for_service
+faults = []
+for package in ("gateway", "balancer", "substations"):
+    module = importlib.import_module(f"{package}.settings")
+    for kind in vars(module).values():
+        if isinstance(kind, type) and issubclass(kind, Settings) and kind.__module__ == module.__name__:
+            try:
+                load_for_service(kind)
+            except Misconfigured as error:
+                faults += [str(error)]
+print(json.dumps(list(dict.fromkeys(faults))))
+"""
+
+
+def check_python() -> Check:
+    """Which Python runs this, and from which environment."""
+    said = f"Python {platform.python_version()} in {sys.prefix}"
+    if sys.prefix == sys.base_prefix:
+        return note("python", f"{said}, no virtual environment", "`make run` makes one in .venv")
+    return ok("python", said)
+
+
+def check_settings() -> list[Check]:
+    """Variables that nobody reads, and values that a service would refuse."""
+    environment = {**os.environ} | {name: os.environ.get(name) or value for name, value in _PLACEHOLDERS.items()}
+    try:
+        done = subprocess.run(  # noqa: S603 (our own text)
+            [sys.executable, "-P", "-c", _READ_ALL_SETTINGS],
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=SETTINGS_WITHIN_S,
+            check=True,
+        )
+        faults = json.loads(done.stdout)
+    except (OSError, ValueError, subprocess.SubprocessError) as error:
+        return [problem("settings", f"the services' settings cannot be read: {error}", "make the environment anew")]
+    if faults:
+        return [with_cure("settings", Misconfigured(fault)) for fault in faults]
+    names = sorted(name for name in os.environ if name.startswith("EVENLOAD_"))
+    return [ok("settings", f"set and sound: {', '.join(names)}" if names else "all by default")]
+
+
+def check_grid(settings: LocalSettings) -> Check:
+    """The grid file."""
+    try:
+        grid = load_grid(settings.grid)
+    except Misconfigured as error:
+        return misconfigured("grid file", str(error), "correct it, or unset EVENLOAD_GRID")
+    return ok("grid file", f"{grid.name}: {', '.join(one.id for one in grid.substation)}")
+
+
+def check_rabbitmq(settings: LocalSettings) -> Check:
+    """Where a broker would come from."""
+    if os.environ.get("EVENLOAD_AMQP_URL"):
+        return ok("rabbitmq", "the broker of EVENLOAD_AMQP_URL")
+    cache = cache_dir(settings)
+    found = locate_rabbitmq(cache)
+    if found is not None:
+        kind = "a copy in the cache" if found.server.is_relative_to(cache) else "installed"
+        return ok("rabbitmq", f"{kind}: {found.server}")
+    if can_unpack():
+        return ok("rabbitmq", "not there yet: `make run` fetches and unpacks a copy, once")
+    return misconfigured("rabbitmq", "not installed, and no apt-get to unpack a copy with", CURES)
+
+
+def check_folders(settings: LocalSettings) -> Iterator[Check]:
+    """The data folder, and the room on its disk."""
+    data = settings.data_dir.resolve()
+    there = _nearest(data)
+    if not there.is_dir() or not os.access(there, os.R_OK | os.W_OK | os.X_OK):
+        owner = there.owner() if there.is_dir() else "nobody: it is no folder"
+        yield misconfigured(
+            "data folder", f"{there} cannot be written (it belongs to {owner})", "set EVENLOAD_DATA_DIR"
+        )
+    else:
+        yield ok("data folder", f"{data}" if there == data else f"{data}, made at the first start")
+    free = shutil.disk_usage(there).free
+    said = f"{free / 2**30:.1f} GiB free"
+    if free < DISK_NEEDED_BYTES:
+        yield problem("disk", said, f"make room for {DISK_NEEDED_BYTES // 2**20} MiB, or set EVENLOAD_DATA_DIR")
+    else:
+        yield ok("disk", said)
+
+
+def _nearest(path: Path) -> Path:
+    """The path itself, or the nearest of its parents that exists."""
+    return next(one for one in (path, *path.parents) if one.exists())

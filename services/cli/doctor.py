@@ -1,0 +1,78 @@
+"""`evenload doctor`: a table of checks, each with its cure; looks only, changes nothing."""
+
+import asyncio
+import logging
+
+from rich.table import Table
+from rich.text import Text
+
+from services.cli.checks import Check, Finding, exit_code, with_cure, worst
+from services.cli.checks_ledger import check_ledger, ledger_path, registered_substations
+from services.cli.checks_setup import check_folders, check_grid, check_python, check_rabbitmq, check_settings
+from services.cli.checks_stack import check_broker, check_gateway, check_port, check_processes
+from services.cli.options import gateway_url
+from services.cli.output import make_console, print_json, text
+from services.errors import Misconfigured
+from services.local import running
+from services.settings import LocalSettings, load
+
+MARKS = {
+    Finding.OK: ("✓", "green"),
+    Finding.NOTE: ("–", "dim"),
+    Finding.PROBLEM: ("✗", "red"),
+    Finding.MISCONFIGURED: ("✗", "bold red"),
+}
+VERDICTS = {
+    Finding.OK: "all well",
+    Finding.NOTE: "all well",
+    Finding.PROBLEM: "a problem was found",
+    Finding.MISCONFIGURED: "misconfigured: a start would be refused",
+}
+
+
+def run(url: str, *, as_json: bool) -> int:
+    """Check everything; returns 0 all well, 1 a problem was found, 2 misconfigured."""
+    logging.disable()  # the broker's library would tell of a refusal, too
+    checks = _checks(url)
+    finding = worst(checks)
+    if as_json:
+        print_json({"verdict": finding, "checks": [one.as_json() for one in checks]})
+    else:
+        console = make_console()
+        console.print(_table(checks))
+        console.print(Text(VERDICTS[finding], MARKS[finding][1]))
+    return exit_code(finding)
+
+
+def _checks(url: str) -> list[Check]:
+    checks = [check_python(), *check_settings()]
+    try:
+        settings = load(LocalSettings)
+    except Misconfigured as error:
+        told = {one.said for one in checks}
+        fault = with_cure("settings", error)
+        return checks if fault.said in told else [*checks, fault]
+    data = settings.data_dir.resolve()
+    stack = running.find(data)
+    ledger = ledger_path(settings)
+    checks += [check_grid(settings), check_rabbitmq(settings), *check_folders(settings), *check_ledger(ledger)]
+    checks += [*check_processes(stack, data), check_port(stack, settings)]
+    return checks + asyncio.run(_ask(gateway_url(url), stack, registered_substations(ledger)))
+
+
+async def _ask(url: str, stack: running.RunningStack | None, registered: list[str]) -> list[Check]:
+    broker, gateway = await asyncio.gather(check_broker(stack), check_gateway(url, stack, registered))
+    return [broker, *gateway]
+
+
+def _table(checks: list[Check]) -> Table:
+    table = Table(box=None, padding=(0, 1, 0, 0), show_header=False)
+    table.add_column(no_wrap=True)
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for one in checks:
+        mark, style = MARKS[one.finding]
+        table.add_row(Text(mark, style), text(one.check, "dim" if one.finding is Finding.NOTE else ""), text(one.said))
+        if one.cure:
+            table.add_row("", "", text(f"→ {one.cure}", "yellow" if one.finding is not Finding.NOTE else "dim"))
+    return table

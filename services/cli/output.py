@@ -1,0 +1,76 @@
+"""What commands write: tables for people, JSON for programs, and one line where something went wrong."""
+
+import json
+import os
+import re
+import sys
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+from rich.console import Console
+from rich.text import Text
+
+from services.errors import EvenloadError, Misconfigured
+
+EXIT_FAILED = 1
+EXIT_MISCONFIGURED = 2
+EXIT_INTERRUPTED = 130
+PLAIN_WIDTH = 110
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+
+
+class Terminal(Console):
+    """A console that tells its caller, not the whole process, when nobody reads it any more."""
+
+    def on_broken_pipe(self) -> None:
+        """Raise on; rich itself would exit, and take a whole stack with it."""
+        raise  # noqa: PLE0704 (rich calls this while it handles the BrokenPipeError)
+
+
+def make_console(*, stderr: bool = False) -> Console:
+    """A console for people; where its output goes to a file, lines are long enough for the tables."""
+    console = Terminal(highlight=False, stderr=stderr)
+    return console if console.is_terminal else Terminal(highlight=False, stderr=stderr, width=PLAIN_WIDTH)
+
+
+def print_json(value: Any) -> None:
+    """One JSON value on one line of standard output, at once."""
+    print(json.dumps(value, ensure_ascii=False), flush=True)  # noqa: T201
+
+
+def plain(value: object) -> str:
+    """Text from elsewhere with its control characters escaped, so that it cannot steer a terminal."""
+    return _CONTROL.sub(lambda found: f"\\x{ord(found.group()):02x}", str(value))
+
+
+def text(value: object, style: str = "") -> Text:
+    """Text from elsewhere as a cell: neither its control characters nor its brackets have a meaning."""
+    return Text(plain(value), style)
+
+
+def leave_with(work: Callable[[], int]) -> NoReturn:
+    """Do a command's work and leave the process with its exit code; an error becomes one line on standard error."""
+    try:
+        code = work()
+        sys.stdout.flush()
+    except Misconfigured as error:
+        code = _say_failed(error, EXIT_MISCONFIGURED)
+    except EvenloadError as error:
+        code = _say_failed(error, EXIT_FAILED)
+    except KeyboardInterrupt:
+        code = EXIT_INTERRUPTED
+    except BrokenPipeError:
+        # `| head` has read enough; what is still buffered must not fail once more at the exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = EXIT_FAILED
+    sys.exit(code)
+
+
+def _say_failed(error: Exception, code: int) -> int:
+    print(f"evenload: {_lines(str(error))}", file=sys.stderr, flush=True)  # noqa: T201
+    return code
+
+
+def _lines(message: str) -> str:
+    """Escaped, but for line ends: a stack that ended shows the last lines of a log."""
+    return "\n".join(plain(line) for line in message.splitlines())

@@ -1,0 +1,101 @@
+"""`evenload substations`: the live load table."""
+
+import asyncio
+from collections.abc import Mapping
+from typing import Any
+
+from rich.table import Table
+from rich.text import Text
+
+from services.cli.client import connected
+from services.cli.output import make_console, plain, print_json, text
+
+WARM, FULL = 0.8, 1.0
+"""Shares of a limit from which a bar is yellow, and red."""
+OLD_AFTER_S = 5.0
+"""A table is told each second; one that is this old is no longer live."""
+
+
+def run(url: str, *, as_json: bool) -> int:
+    """Show the load table; raises `GatewayUnusable`."""
+    return asyncio.run(_run(url, as_json=as_json))
+
+
+async def _run(url: str, *, as_json: bool) -> int:
+    async with connected(url) as gateway:
+        table = await gateway.load_table()
+    if as_json:
+        print_json(table)
+        return 0
+    console = make_console()
+    if table["items"]:
+        console.print(load_table(table["items"]))
+    console.print(told(table))
+    return 0
+
+
+def load_table(items: list[dict[str, Any]]) -> Table:
+    """The table with a row for each substation."""
+    with_zones = any(one.get("zone") for one in items)
+    with_bays = any("bays" in one for one in items)
+    table = Table()
+    table.add_column("substation", no_wrap=True)
+    if with_zones:
+        table.add_column("zone")
+    table.add_column("status")
+    table.add_column("sessions", justify="right")
+    if with_bays:
+        table.add_column("bays", justify="right")
+    for heading in ("power", "demand ÷ limit", "in flight", "reading"):
+        table.add_column(heading, justify="right")
+    for one in items:
+        row = [text(one["substation"]), *([text(one.get("zone") or "–")] if with_zones else []), status(one)]
+        row += [Text(f"{one['sessions']}/{one['connectors']}")]
+        row += [Text(bays(one))] if with_bays else []
+        row += [Text(power(one)), share(one.get("utilisation")), text(one.get("in_flight", "–")), reading(one)]
+        table.add_row(*row)
+    return table
+
+
+def told(table: Mapping[str, Any]) -> Text:
+    """Who told the table, and how long ago."""
+    age_s = table.get("age_s")
+    if not isinstance(age_s, int | float):
+        return Text("no balancer has told of any substation yet: ask `evenload doctor` why", "yellow")
+    line = f"told by {plain(table.get('balancer'))} {age_s:.1f} s ago"
+    if age_s > OLD_AFTER_S:
+        return Text(f"{line}: no balancer tells any more, ask `evenload doctor` why", "red")
+    return Text(line, "dim")
+
+
+def status(one: Mapping[str, Any]) -> Text:
+    """Operative or not, as the API has it."""
+    value = one.get("status", "–")
+    return text(value, "" if value == "Operative" else "yellow")
+
+
+def bays(one: Mapping[str, Any]) -> str:
+    """Waiting bays that are taken, of how many."""
+    return f"{plain(one.get('bays_taken', '–'))}/{plain(one['bays'])}" if "bays" in one else "–"
+
+
+def power(one: Mapping[str, Any]) -> str:
+    """Power at the last reading, of the limit."""
+    return f"{one['power_kw']:.0f} of {one['limit_kw']:g} kW"
+
+
+def share(utilisation: float | None) -> Text:
+    """Demand ÷ limit in its colour; a dash where there is no power to give."""
+    return Text("–", "dim") if utilisation is None else Text(f"{utilisation:.0%}", level(utilisation))
+
+
+def level(utilisation: float) -> str:
+    """The colour of a share of a limit."""
+    return "green" if utilisation < WARM else "yellow" if utilisation <= FULL else "red"
+
+
+def reading(one: Mapping[str, Any]) -> Text:
+    """The age of the last reading; red where the balancer no longer trusts it."""
+    age_s = one.get("reading_age_s")
+    words = f"{age_s:.1f} s" if isinstance(age_s, int | float) else "–"
+    return Text(words) if one.get("fresh", True) else Text(f"{words}, silent", "red")
