@@ -15,7 +15,7 @@ BROKER_NODE = "beam.smp"
 
 @dataclass(frozen=True)
 class RunningStack:
-    """A stack whose supervisor lives, and its processes by name: `gateway`, `substation-north`, `rabbitmq` and so on."""
+    """A stack whose supervisor lives, and its processes by name: `gateway`, `rabbitmq`, `substation-north`."""
 
     supervisor_pid: int
     processes: Mapping[str, psutil.Process]
