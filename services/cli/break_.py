@@ -55,7 +55,8 @@ def freeze(name: str, seconds: float, *, as_json: bool) -> int:
     """SIGSTOP an instance for `seconds`, and SIGCONT it however this ends; raises `NothingToBreak`."""
     instance, victim = _victim(load(LocalSettings).data_dir, name)
     console = make_console(stderr=as_json)
-    for signum in (signal.SIGTERM, signal.SIGHUP):
+    # SIGINT, too: a shell's background job is started with it ignored.
+    for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(signum, _interrupt)
     began = time.monotonic()
     try:

@@ -35,7 +35,7 @@ def check_ledger(path: Path | None) -> Iterator[Check]:
     if path is None:
         yield note("ledger", "EVENLOAD_LEDGER_URL names no SQLite file: not looked at")
         return
-    if not path.exists():
+    if not path.exists() or path.stat().st_size == 0:
         yield note("ledger", f"{path} is made at the first start")
         return
     yield _lock(path)

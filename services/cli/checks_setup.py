@@ -82,8 +82,8 @@ def check_rabbitmq(settings: LocalSettings) -> Check:
     cache = cache_dir(settings)
     found = locate_rabbitmq(cache)
     if found is not None:
-        kind = "a copy in the cache" if found.server.is_relative_to(cache) else "installed"
-        return ok("rabbitmq", f"{kind}: {found.server}")
+        kind = f"a copy in {cache}" if found.server.is_relative_to(cache) else "installed"
+        return ok("rabbitmq", f"{kind}: {found.server.parent.parent.name}")
     if can_unpack():
         return ok("rabbitmq", "not there yet: `make run` fetches and unpacks a copy, once")
     return misconfigured("rabbitmq", "not installed, and no apt-get to unpack a copy with", CURES)

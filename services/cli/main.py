@@ -102,7 +102,7 @@ def submit(
 
 @app.command()
 def status(
-    request_id: Annotated[str | None, typer.Argument(metavar="[ID]", help="A request; all when absent.")] = None,
+    request_id: Annotated[str | None, typer.Argument(metavar="ID", help="A request; all when absent.")] = None,
     state: Annotated[State | None, typer.Option("--state", help="Only requests in this state.")] = None,
     substation: Substation = None,
     limit: Annotated[int, typer.Option(min=1, max=500, help="How many of the newest.")] = 10,

@@ -23,6 +23,9 @@ STYLES = {
     "expired": "red",
     "failed": "bold red",
 }
+WIDE = 100
+"""Columns from which there is room for what one can do without."""
+REQUEST_ID_CHARS = 36
 EXCLUDED = {
     "other_zone": "in another zone",
     "inoperative": "out of operation",
@@ -58,17 +61,21 @@ def seconds(value: object) -> str:
     return f"{value:.0f} s" if value < 120 else f"{value / 60:.0f} min"
 
 
-def request_table(items: list[dict[str, Any]]) -> Table:
-    """A list of requests, newest first."""
+def request_table(items: list[dict[str, Any]], width: int) -> Table:
+    """A list of requests, newest first; ids stay whole, for they are what one copies."""
+    is_wide = width >= WIDE
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
-    for heading in ("accepted", "request", "vehicle", "state", "substation"):
+    if is_wide:
+        table.add_column("accepted", no_wrap=True)
+    table.add_column("request", no_wrap=True, min_width=REQUEST_ID_CHARS)
+    for heading in ("vehicle",) * is_wide + ("state", "substation"):
         table.add_column(heading, overflow="ellipsis", no_wrap=True)
     table.add_column("energy", justify="right", no_wrap=True)
     for one in items:
         table.add_row(
-            clock(one.get("accepted_at")),
+            *[clock(one.get("accepted_at"))] * is_wide,
             text(one.get("request_id")),
-            text(one.get("vehicle_id")),
+            *[text(one.get("vehicle_id"))] * is_wide,
             state(one["status"]),
             text(one.get("substation") or "–"),
             energy(one),
@@ -123,7 +130,7 @@ def _decision(decision: object) -> list[RenderableType]:
     if isinstance(tied, int) and tied > 1:
         why.append(f" (drawn from {tied} with the same)")
     if decision.get("limited_by"):
-        why.append(f"; {plain(decision['limited_by'])} is what is scarcer there")
+        why.append(f"; what is scarcest there: {plain(decision['limited_by'])}")
     candidates = [one for one in decision.get("candidates", []) if isinstance(one, dict)]
     shown: list[RenderableType] = [why, _candidates(candidates, chosen)]
     more = decision.get("candidates_total", 0) - len(candidates)

@@ -39,20 +39,21 @@ async def _all(url: str, status: str | None, substation: str | None, limit: int,
         print_json({"requests": counts, "requests_age_s": age_s, "items": items})
         return 0
     console = make_console()
-    console.print(counts_line(counts, age_s))
+    console.print(counts_line(counts))
+    if isinstance(counts, dict):
+        console.print(Text(f"counted {seconds(age_s)} ago", "dim"))
     console.print()
-    console.print(request_table(items) if items else Text("no request passes the filters", "dim"))
+    console.print(request_table(items, console.width) if items else Text("no request passes the filters", "dim"))
     return 0
 
 
-def counts_line(counts: object, age_s: object) -> Table | Text:
+def counts_line(counts: object) -> Table | Text:
     """How many requests are in each state, by state in the order of a request's way."""
     if not isinstance(counts, dict):
         return Text("the gateway has not counted the requests yet", "dim")
     table = Table.grid(padding=(0, 2, 0, 0))
     for name in STATES:
         table.add_column(justify="right", style=STYLES[name] if counts.get(name) else "dim")
-    table.add_column(style="dim")
     table.add_row(*STATES)
-    table.add_row(*(f"{counts.get(name, 0):,}" for name in STATES), f"{seconds(age_s)} ago")
+    table.add_row(*(f"{counts.get(name, 0):,}" for name in STATES))
     return table

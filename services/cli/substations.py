@@ -52,7 +52,7 @@ def load_table(items: list[dict[str, Any]]) -> Table:
         row = [text(one["substation"]), *([text(one.get("zone") or "–")] if with_zones else []), status(one)]
         row += [Text(f"{one['sessions']}/{one['connectors']}")]
         row += [Text(bays(one))] if with_bays else []
-        row += [Text(power(one)), share(one.get("utilisation")), text(one.get("in_flight", "–")), reading(one)]
+        row += [Text(power(one)), share(one.get("utilisation")), Text(in_flight(one)), reading(one)]
         table.add_row(*row)
     return table
 
@@ -92,6 +92,12 @@ def share(utilisation: float | None) -> Text:
 def level(utilisation: float) -> str:
     """The colour of a share of a limit."""
     return "green" if utilisation < WARM else "yellow" if utilisation <= FULL else "red"
+
+
+def in_flight(one: Mapping[str, Any]) -> str:
+    """What the reading does not show yet: sent there since (+), ended there since (-)."""
+    count = one.get("in_flight")
+    return f"{count:+d}" if isinstance(count, int) and count else plain("–" if count is None else count)
 
 
 def reading(one: Mapping[str, Any]) -> Text:

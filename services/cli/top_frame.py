@@ -9,15 +9,14 @@ from rich.table import Table
 from rich.text import Text
 
 from services.cli.output import plain, text
-from services.cli.requests_shown import clock, state
+from services.cli.requests_shown import WIDE, clock, state
 from services.cli.status import counts_line
-from services.cli.substations import bays, level, power, reading, share, told
+from services.cli.substations import bays, in_flight, level, power, reading, share, told
 from services.cli.watching import Watch
 
 ROWS_BESIDE = 11
 """Lines of a frame that are neither substations nor changes."""
 CHANGES_AT_LEAST = 4
-WIDE = 100
 CHANGES_UNBOUNDED = 10
 
 
@@ -31,7 +30,7 @@ def frame(watch: Watch, url: str, fault: str, width: int, height: int | None) ->
     parts: list[RenderableType] = [
         _heading(watch, url, fault, width),
         Text(""),
-        counts_line(watch.table.get("requests"), watch.table.get("requests_age_s")),
+        counts_line(watch.table.get("requests")),
         _rates(watch),
         Text(""),
         _substations(shown, width),
@@ -49,8 +48,8 @@ def _heading(watch: Watch, url: str, fault: str, width: int) -> RenderableType:
     if fault:
         line.add_row(text(fault, "bold red"), time.strftime("  %H:%M:%S"))
         return line
-    name = Text("evenload top", "bold").append(f"  {plain(url)}  " if width >= WIDE else "  ", "not bold")
-    line.add_row(name + told(watch.table), time.strftime("  %H:%M:%S"))
+    place = f"  {plain(url)}  " if width >= WIDE else "  "
+    line.add_row(Text.assemble(("evenload top", "bold"), place, told(watch.table)), time.strftime("  %H:%M:%S"))
     return line
 
 
@@ -65,7 +64,7 @@ def _substations(items: list[dict[str, Any]], width: int) -> RenderableType:
     with_bays = any("bays" in one for one in items)
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim", expand=True)
     table.add_column("substation", no_wrap=True, overflow="ellipsis", max_width=24 if width >= WIDE else 14)
-    table.add_column("demand ÷ limit", ratio=1, min_width=8)
+    table.add_column("demand ÷ limit", ratio=1, min_width=8, no_wrap=True, overflow="ellipsis")
     for heading in ("", "power", "sessions", *(["bays"] if with_bays else []), "in flight", "reading"):
         table.add_column(heading, justify="right", no_wrap=True)
     for one in items:
@@ -77,7 +76,7 @@ def _substations(items: list[dict[str, Any]], width: int) -> RenderableType:
         name = text(one["substation"]) if one.get("status") == "Operative" else text(f"{one['substation']} ✗", "yellow")
         row: list[RenderableType] = [name, bar, share(one["utilisation"]), power(one)]
         row += [f"{one['sessions']}/{one['connectors']}", *([bays(one)] if with_bays else [])]
-        table.add_row(*row, text(one.get("in_flight", "–")), reading(one))
+        table.add_row(*row, in_flight(one), reading(one))
     return table
 
 

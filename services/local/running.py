@@ -15,7 +15,7 @@ BROKER_NODE = "beam.smp"
 
 @dataclass(frozen=True)
 class RunningStack:
-    """A stack whose supervisor lives, and its processes by name: `gateway`, `rabbitmq`, `substation-north`."""
+    """A stack whose supervisor lives, and its processes by name, like `gateway`, `substation-north` and `rabbitmq`."""
 
     supervisor_pid: int
     processes: Mapping[str, psutil.Process]

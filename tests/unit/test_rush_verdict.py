@@ -2,7 +2,7 @@ from collections import Counter
 
 import pytest
 
-from services.cli.rush_report import Request, Rush, RushPlan, verdict
+from services.cli.rush_report import Request, Rush, RushPlan, summary, verdict
 
 
 def rush(requests=120, claimed=None, *, older_sessions=0, refused=()):
@@ -112,3 +112,23 @@ def test_who_expired_is_ended_and_never_had_a_connector():
 
     assert (one.claimed, one.ended) == (2, 1)
     assert one.requests[1].claimed_at is None
+
+
+@pytest.mark.parametrize(
+    ("one", "lines", "even"),
+    [
+        (rush(4), table(1, 1), True),
+        (rush(4, refused={"503: uneven, later": 1}), [], None),
+        (rush(40, claimed=0), table(0, 0), None),
+        (rush(4, older_sessions=3), table(0.5, 0.9), False),
+    ],
+)
+def test_the_summary_for_programs_has_the_verdict_as_a_word_and_as_a_fact(one, lines, even):
+    for number, request in enumerate(one.requests):
+        request.substation = str(number % 2)
+    told = summary(one, lines)
+
+    assert told["even"] is even
+    assert told["requests"] == one.plan.requests
+    assert told["refused"] == dict(one.refused)
+    assert sum(told["substations"].values()) == (one.claimed if lines else 0)

@@ -1,0 +1,154 @@
+"""The doctor's look at a ledger, a lock and settings: what it finds, and that it leaves everything as it was."""
+
+import fcntl
+import os
+import sqlite3
+
+import pytest
+
+from services.cli.checks import Check, Finding, exit_code, note, ok, with_cure, worst
+from services.cli.checks_ledger import check_ledger, registered_substations
+from services.cli.checks_setup import check_folders, check_settings
+from services.errors import Misconfigured
+from services.ledger import schema, sqlite
+from services.local import locks
+from services.settings import LocalSettings
+
+
+@pytest.fixture
+def ledger(tmp_path):
+    path = tmp_path / "ledger.sqlite"
+    sqlite.prepare(path, 1)
+    change(path, "INSERT INTO meta VALUES ('speed', '60')")
+    return path
+
+
+def change(path, statement):
+    with sqlite3.connect(path) as connection:
+        connection.execute(statement)
+    connection.close()
+
+
+def findings(path):
+    return {one.check: one for one in check_ledger(path)}
+
+
+def files(folder):
+    return {one.name: (one.stat().st_mtime_ns, one.stat().st_size) for one in folder.iterdir()}
+
+
+def test_a_sound_ledger_is_well_and_left_as_it_was(ledger, monkeypatch):
+    monkeypatch.delenv("EVENLOAD_SPEED", raising=False)
+    before = files(ledger.parent)
+
+    assert {one.finding for one in findings(ledger).values()} == {Finding.OK}
+    assert registered_substations(ledger) == []
+    assert files(ledger.parent) == before
+
+
+def test_a_ledger_that_is_not_there_is_not_made(tmp_path):
+    assert findings(tmp_path / "ledger.sqlite")["ledger"].finding is Finding.NOTE
+    assert registered_substations(tmp_path / "ledger.sqlite") == []
+    assert files(tmp_path) == {}
+
+
+@pytest.mark.parametrize(("version", "age"), [(schema.VERSION + 1, "newer"), (schema.VERSION - 1, "older")])
+def test_another_schema_version_is_named_with_its_age(ledger, version, age):
+    change(ledger, f"UPDATE meta SET value = '{version}' WHERE name = 'schema_version'")
+    found = findings(ledger)["ledger"]
+
+    assert found.finding is Finding.MISCONFIGURED
+    assert f"version {version}, {age}" in found.said
+
+
+@pytest.mark.parametrize(
+    ("content", "finding"), [(b"", Finding.NOTE), (b"this is no database" * 100, Finding.MISCONFIGURED)]
+)
+def test_what_is_no_ledger_is_told_so_and_an_empty_file_becomes_one(tmp_path, content, finding):
+    path = tmp_path / "ledger.sqlite"
+    path.write_bytes(content)
+
+    assert findings(path)["ledger"].finding is finding
+    assert path.read_bytes() == content
+
+
+def test_another_speed_is_told_with_both(ledger, monkeypatch):
+    monkeypatch.setenv("EVENLOAD_SPEED", "600.0")
+    found = findings(ledger)["speed"]
+
+    assert (found.finding, found.cure.split(",")[0]) == (Finding.MISCONFIGURED, "set EVENLOAD_SPEED=60")
+    assert "600" in found.said
+    monkeypatch.setenv("EVENLOAD_SPEED", "60.0")
+    assert findings(ledger)["speed"].finding is Finding.OK
+
+
+def test_a_lock_that_somebody_stands_on_is_told_with_the_pid(ledger, monkeypatch):
+    monkeypatch.setattr("services.cli.checks_ledger.HELD_LONG_S", 0.1)
+    gate = os.open(sqlite.lock_path(ledger), os.O_RDWR | os.O_CREAT)
+    try:
+        fcntl.flock(gate, fcntl.LOCK_EX)
+        found = findings(ledger)["ledger lock"]
+    finally:
+        os.close(gate)
+
+    assert found.finding is Finding.PROBLEM
+    assert f"pid {os.getpid()} " in found.said
+    assert findings(ledger)["ledger lock"].finding is Finding.OK
+
+
+def test_holders_of_a_lock_are_told_without_taking_it(tmp_path):
+    path = tmp_path / "lock"
+    assert locks.holders(path) == set()
+    with path.open("w") as file:
+        assert locks.holders(path) == set()
+        fcntl.flock(file, fcntl.LOCK_EX)
+        assert locks.holders(path) == {os.getpid()}
+
+
+def test_a_folder_that_is_made_later_is_well_if_its_parent_is_ours(tmp_path):
+    checks = list(check_folders(LocalSettings(data_dir=tmp_path / "a" / "b")))
+
+    assert {one.finding for one in checks} == {Finding.OK}
+    assert files(tmp_path) == {}
+
+
+def test_a_folder_that_is_a_file_cannot_be_used(tmp_path):
+    (tmp_path / "a").write_text("")
+    checks = {one.check: one for one in check_folders(LocalSettings(data_dir=tmp_path / "a" / "b"))}
+
+    assert checks["data folder"].finding is Finding.MISCONFIGURED
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("EVENLOAD_FIRST_RUHS", "0", "EVENLOAD_FIRST_RUSH"),
+        ("EVENLOAD_GATEWAY_GATHRE_MS", "1", "EVENLOAD_GATEWAY_GATHER_MS"),
+        ("EVENLOAD_BALANCER_POLICY", "guess", "least-utilisation"),
+        ("EVENLOAD_SUBSTATION_TICK_S", "99", "EVENLOAD_SUBSTATION_TICK_S"),
+        ("EVENLOAD_SPEED", "fast", "EVENLOAD_SPEED"),
+    ],
+)
+def test_a_variable_that_any_service_would_refuse_is_named_once(monkeypatch, name, value, said):
+    monkeypatch.setenv(name, value)
+    (found,) = check_settings()
+
+    assert found.finding is Finding.MISCONFIGURED
+    assert said in f"{found.said} {found.cure}"
+
+
+def test_sound_settings_are_well(monkeypatch):
+    monkeypatch.setenv("EVENLOAD_BALANCER_POLICY", "least-load-scraped")
+    (found,) = check_settings()
+
+    assert found.finding is Finding.OK
+    assert "EVENLOAD_BALANCER_POLICY" in found.said
+
+
+def test_the_gravest_finding_makes_the_exit_code():
+    wrong = with_cure("x", Misconfigured("A is 1: set it to 2"))
+    assert wrong == Check("x", Finding.MISCONFIGURED, "A is 1", "set it to 2")
+    broken = Check("x", Finding.PROBLEM, "", "")
+
+    assert [exit_code(worst(one)) for one in ([ok("x", "")], [note("x", ""), ok("x", "")], [broken, ok("x", "")],
+                                              [wrong, broken, ok("x", "")])] == [0, 0, 1, 2]  # fmt: skip
