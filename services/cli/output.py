@@ -1,7 +1,6 @@
 """What commands write: tables for people, JSON for programs, and one line where something went wrong."""
 
 import json
-import os
 import re
 import sys
 from collections.abc import Callable
@@ -16,6 +15,8 @@ EXIT_FAILED = 1
 EXIT_MISCONFIGURED = 2
 EXIT_INTERRUPTED = 130
 PLAIN_WIDTH = 110
+WIDE = 100
+"""Columns from which there is room for what one can do without."""
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 
@@ -52,17 +53,13 @@ def leave_with(work: Callable[[], int]) -> NoReturn:
     """Do a command's work and leave the process with its exit code; an error becomes one line on standard error."""
     try:
         code = work()
-        sys.stdout.flush()
+        sys.stdout.flush()  # a reader that left, `| head`, is noticed here, where typer ends it quietly
     except Misconfigured as error:
         code = _say_failed(error, EXIT_MISCONFIGURED)
     except EvenloadError as error:
         code = _say_failed(error, EXIT_FAILED)
     except KeyboardInterrupt:
         code = EXIT_INTERRUPTED
-    except BrokenPipeError:
-        # `| head` has read enough; what is still buffered must not fail once more at the exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = EXIT_FAILED
     sys.exit(code)
 
 

@@ -9,7 +9,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from services.cli.output import plain, text
+from services.cli.output import WIDE, plain, text
 
 STATES = ("accepted", "assigned", "charging", "completed", "stopped", "cancelled", "expired", "failed")
 """In the order of a request's way; the last five are terminal."""
@@ -23,8 +23,6 @@ STYLES = {
     "expired": "red",
     "failed": "bold red",
 }
-WIDE = 100
-"""Columns from which there is room for what one can do without."""
 REQUEST_ID_CHARS = 36
 EXCLUDED = {
     "other_zone": "in another zone",

@@ -4,11 +4,12 @@ import asyncio
 from collections.abc import Mapping
 from typing import Any
 
+from rich import box
 from rich.table import Table
 from rich.text import Text
 
 from services.cli.client import connected
-from services.cli.output import make_console, plain, print_json, text
+from services.cli.output import WIDE, make_console, plain, print_json, text
 
 WARM, FULL = 0.8, 1.0
 """Shares of a limit from which a bar is yellow, and red."""
@@ -29,29 +30,28 @@ async def _run(url: str, *, as_json: bool) -> int:
         return 0
     console = make_console()
     if table["items"]:
-        console.print(load_table(table["items"]))
+        console.print(load_table(table["items"], console.width))
     console.print(told(table))
     return 0
 
 
-def load_table(items: list[dict[str, Any]]) -> Table:
-    """The table with a row for each substation."""
-    with_zones = any(one.get("zone") for one in items)
-    with_bays = any("bays" in one for one in items)
-    table = Table()
+def load_table(items: list[dict[str, Any]], width: int) -> Table:
+    """The table with a row for each substation; a narrow one tells the status only where one is not Operative."""
+    has_zone = any(one.get("zone") for one in items)
+    has_status = width >= WIDE or any(one.get("status") != "Operative" for one in items)
+    has_bays = any("bays" in one for one in items)
+    table = Table(box=box.ROUNDED) if width >= WIDE else Table(box=None, padding=(0, 1, 0, 0), header_style="bold")
     table.add_column("substation", no_wrap=True)
-    if with_zones:
-        table.add_column("zone")
-    table.add_column("status")
-    table.add_column("sessions", justify="right")
-    if with_bays:
-        table.add_column("bays", justify="right")
-    for heading in ("power", "demand ÷ limit", "in flight", "reading"):
+    for heading in ("zone",) * has_zone + ("status",) * has_status:
+        table.add_column(heading, no_wrap=True)
+    for heading in ("sessions", *("bays",) * has_bays, "power"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for heading in ("demand ÷ limit", "in flight", "reading"):
         table.add_column(heading, justify="right")
     for one in items:
-        row = [text(one["substation"]), *([text(one.get("zone") or "–")] if with_zones else []), status(one)]
-        row += [Text(f"{one['sessions']}/{one['connectors']}")]
-        row += [Text(bays(one))] if with_bays else []
+        row = [text(one["substation"])]
+        row += [text(one.get("zone") or "–")] * has_zone + [status(one)] * has_status
+        row += [Text(f"{one['sessions']}/{one['connectors']}"), *[Text(bays(one))] * has_bays]
         row += [Text(power(one)), share(one.get("utilisation")), Text(in_flight(one)), reading(one)]
         table.add_row(*row)
     return table

@@ -8,8 +8,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from services.cli.output import plain, text
-from services.cli.requests_shown import WIDE, clock, state
+from services.cli.output import WIDE, plain, text
+from services.cli.requests_shown import clock, state
 from services.cli.status import counts_line
 from services.cli.substations import bays, in_flight, level, power, reading, share, told
 from services.cli.watching import Watch

@@ -3,6 +3,8 @@
 import fcntl
 import os
 import sqlite3
+import subprocess
+import sys
 
 import pytest
 
@@ -44,6 +46,21 @@ def test_a_sound_ledger_is_well_and_left_as_it_was(ledger, monkeypatch):
     assert {one.finding for one in findings(ledger).values()} == {Finding.OK}
     assert registered_substations(ledger) == []
     assert files(ledger.parent) == before
+
+
+def test_a_ledger_whose_writer_was_killed_keeps_its_write_ahead_log(ledger):
+    writer = (
+        "import os, sqlite3, sys; connection = sqlite3.connect(sys.argv[1], isolation_level=None);"
+        "connection.execute('UPDATE meta SET value = 99 WHERE name = \"schema_version\"'); os._exit(0)"
+    )
+    subprocess.run([sys.executable, "-c", writer, str(ledger)], check=True)
+    before = files(ledger.parent)
+
+    assert "99, newer" in findings(ledger)["ledger"].said
+    after = files(ledger.parent)
+    assert {name: after.get(name) for name in ("ledger.sqlite", "ledger.sqlite-wal")} == {
+        name: before[name] for name in ("ledger.sqlite", "ledger.sqlite-wal")
+    }
 
 
 def test_a_ledger_that_is_not_there_is_not_made(tmp_path):
