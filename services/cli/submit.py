@@ -87,7 +87,7 @@ def _news(one: dict[str, Any]) -> Text:
     if one["substation"]:
         line.append(f" at {plain(one['substation'])}", "default")
     if one.get("position") is not None:
-        line.append(
-            f", position {plain(one['position'])}, about {seconds(one.get('expected_wait_s'))} to go", "default"
-        )
+        wait_s = one.get("expected_wait_s")
+        hope = "" if wait_s is None else f", about {seconds(wait_s)} to go"
+        line.append(f", position {plain(one['position'])}{hope}", "default")
     return line.append(f", {energy(one)}", "default")

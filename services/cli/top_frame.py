@@ -99,7 +99,7 @@ def _changes(watch: Watch, rows: int) -> RenderableType:
             clock(one.get("accepted_at")),
             text(str(one.get("request_id"))[:8]),
             text(one.get("vehicle_id")),
-            text("accepted, now ", "dim") + state(one["status"]),
+            state(one["status"]),
             text(one.get("substation") or "–"),
         )
     return table if table.rows else Text("no request yet: send one with `evenload submit`, or `evenload rush`", "dim")
