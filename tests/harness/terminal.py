@@ -1,5 +1,6 @@
 """A command in a pseudo-terminal of a given size, as a person sees it."""
 
+import codecs
 import fcntl
 import os
 import pty
@@ -33,6 +34,7 @@ class Terminal:
         os.close(slave)
         self._master = master
         self.raw = ""
+        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
 
     @property
     def text(self) -> str:
@@ -65,5 +67,5 @@ class Terminal:
             chunk = os.read(self._master, 65_536)
         except OSError:  # the other side is closed
             return False
-        self.raw += chunk.decode(errors="replace")
+        self.raw += self._decoder.decode(chunk)  # a sign may come in two pieces
         return bool(chunk)
