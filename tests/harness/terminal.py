@@ -26,7 +26,8 @@ class Terminal:
         self.process = subprocess.Popen(
             ["setsid", "--ctty", *argv],  # its controlling terminal, so that ^C reaches it as a signal
             cwd=ROOT,
-            env={**environment, "TERM": "xterm-256color"},
+            env={name: value for name, value in environment.items() if name not in ("COLUMNS", "LINES")}
+            | {"TERM": "xterm-256color"},
             stdin=slave,
             stdout=slave,
             stderr=slave,
