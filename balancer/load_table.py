@@ -42,6 +42,11 @@ class Estimate:
         return min(self.connectors, math.floor(self.limit_w / max(1.0, self.floor_w)))
 
     @property
+    def has_free_connector(self) -> bool:
+        """Whether one more vehicle could charge at once."""
+        return self.taken < self.usable
+
+    @property
     def sessions(self) -> int:
         """Vehicles at a connector: a substation fills its connectors before its bays."""
         return min(self.taken, self.usable)

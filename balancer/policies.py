@@ -71,8 +71,8 @@ def choose(
 ) -> Choice | NoRoom:
     """The substation with the lowest score among those with room.
 
-    `power_w` is the most the vehicle can take. A stale reading counts as full while a fresh one has room; where
-    none has, the last readings decide.
+    `power_w` is the most the vehicle can take. A stale reading counts as full while anybody's is fresh; where none is,
+    the last readings decide. Nobody is sent into a bay while a connector is free elsewhere.
     """
     excluded: dict[str, int] = {}
     with_room: list[Estimate] = []
@@ -82,10 +82,11 @@ def choose(
             with_room.append(estimate)
         else:
             excluded[cause] = excluded.get(cause, 0) + 1
-    fresh = [estimate for estimate in with_room if estimate.fresh]
-    if fresh and len(fresh) < len(with_room):
-        excluded["stale"] = len(with_room) - len(fresh)
-    candidates = fresh or with_room
+    candidates = with_room
+    if any(estimate.fresh and why_not(estimate, zone) in (None, "no_place") for estimate in estimates):
+        candidates = _only(lambda one: one.fresh, candidates, excluded, "stale")
+    if any(estimate.has_free_connector for estimate in candidates):
+        candidates = _only(lambda one: one.has_free_connector, candidates, excluded, "bay_only")
     if not candidates:
         return NoRoom(excluded)
     score = POLICIES[name]
@@ -94,6 +95,15 @@ def choose(
     ties = [one for value, one in scored if value - best <= SAME_SCORE]
     chosen = ties[0] if len(ties) == 1 or name in FIRST_OF_TIED else rng.choice(ties)
     return Choice(chosen.substation, _explain(name, chosen, scored, excluded, power_w, len(ties)))
+
+
+def _only(
+    is_kept: Callable[[Estimate], bool], estimates: Sequence[Estimate], excluded: dict[str, int], cause: str
+) -> list[Estimate]:
+    kept = [estimate for estimate in estimates if is_kept(estimate)]
+    if len(kept) < len(estimates):
+        excluded[cause] = len(estimates) - len(kept)
+    return kept
 
 
 def _explain(

@@ -25,7 +25,7 @@ def build_app(
     settings: GatewaySettings,
 ) -> web.Application:
     """The HTTP application; what it serves is the API's contract."""
-    requests = ChargeRequestRoutes(ledger, intake, WaitForecast(ledger), speed, settings.wait_max_s)
+    requests = ChargeRequestRoutes(ledger, intake, WaitForecast(ledger, view), speed, settings.wait_max_s)
     substations = SubstationRoutes(view, metrics)
     app = web.Application(client_max_size=BODY_MAX_BYTES, middlewares=[problem_details(metrics)])
     app.add_routes(

@@ -32,6 +32,16 @@ class LoadView:
             "items": self._event["substations"],
         }
 
+    def in_service(self) -> frozenset[str] | None:
+        """Substations that can take vehicles, as far as the balancer can see; None until a balancer was heard."""
+        if self._event is None:
+            return None
+        return frozenset(
+            str(item.get("substation"))
+            for item in self._event["substations"]
+            if item.get("fresh") and item.get("status") == "Operative"
+        )
+
     def substation(self, substation: str) -> dict[str, Any] | None:
         """One substation's line, with the table's time; None for a stranger."""
         table = self.table()

@@ -2,11 +2,14 @@
 
 import asyncio
 from collections.abc import Mapping
+from dataclasses import replace
 
 from gateway.forecast import expected_waits
+from gateway.load_view import LoadView
 from services.clock import monotonic_s
 from services.errors import LedgerUnavailable
 from services.ledger.intake import Intake
+from services.ledger.records import Outlook
 from services.logs import get_logger
 
 log = get_logger(__name__)
@@ -23,8 +26,9 @@ ENDS_WITHIN_MS = 600_000
 class WaitForecast:
     """The newest projection."""
 
-    def __init__(self, ledger: Intake) -> None:
+    def __init__(self, ledger: Intake, view: LoadView) -> None:
         self._ledger = ledger
+        self._view = view
         self._waits: Mapping[str, float] = {}
         self._made_at_s = -FRESH_S
         self._making = asyncio.Lock()
@@ -40,7 +44,15 @@ class WaitForecast:
                     )
                 except LedgerUnavailable as error:
                     log.warning("waits_left_unknown", cause=str(error))
+                    self._waits, self._made_at_s = {}, monotonic_s()  # those who ask next need not wait for it too
                     return None  # what else is known of the request is worth an answer
-                self._waits, self._made_at_s, age_s = expected_waits(outlook), monotonic_s(), 0.0
+                self._waits, self._made_at_s, age_s = expected_waits(self._in_service(outlook)), monotonic_s(), 0.0
         wait_s = self._waits.get(request_id)
         return None if wait_s is None else max(0.0, wait_s - age_s)
+
+    def _in_service(self, outlook: Outlook) -> Outlook:
+        """Without the connectors of substations that are away: the ledger's registry knows all that ever were."""
+        ids = self._view.in_service()
+        if ids is None:
+            return outlook
+        return replace(outlook, places=tuple(place for place in outlook.places if place.substation in ids))

@@ -25,9 +25,10 @@ async def beat_for_ever(workers: Mapping[str, Worker], ledger: Charging, heartbe
     while True:
         await asyncio.sleep(heartbeat_s)
         in_bays = {substation: tuple(worker.substation.in_bays) for substation, worker in workers.items()}
+        asked_at_s = monotonic_s()
         try:
             for answer in await beat(workers, ledger):
-                await _reconcile(workers[answer.substation], answer, in_bays[answer.substation])
+                await _reconcile(workers[answer.substation], answer, in_bays[answer.substation], asked_at_s)
         except LedgerUnavailable as error:
             log.warning("heartbeat_missed", cause=str(error))
 
@@ -39,15 +40,15 @@ async def beat(workers: Mapping[str, Worker], ledger: Charging) -> list[Heartbea
     return await ledger.heartbeat(epochs, progress, ADOPT_AFTER_MS)
 
 
-async def _reconcile(worker: Worker, answer: Heartbeat, in_bays: Sequence[Hint]) -> None:
-    """Take over what the ledger thinks; `in_bays` is who stood in a bay before it was asked."""
+async def _reconcile(worker: Worker, answer: Heartbeat, in_bays: Sequence[Hint], asked_at_s: float) -> None:
+    """Take over what the ledger thinks; `in_bays` is who stood in a bay when it was asked, at `asked_at_s`."""
     substation = worker.substation
     if answer.epoch != substation.epoch:
         raise Misconfigured(
             f"another process hosts substation {substation.id!r} now (epoch {answer.epoch}, ours was "
             f"{substation.epoch}): give each process ids of its own in EVENLOAD_SUBSTATION_IDS"
         )
-    adopted = substation.adopt(answer.charging, monotonic_s())
+    adopted = substation.adopt(answer.charging, asked_at_s)
     if adopted:
         log.info("sessions_adopted", substation=substation.id, sessions=adopted)
     stopped = substation.stop(answer.stops_asked)

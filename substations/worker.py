@@ -23,6 +23,7 @@ class Worker:
         self._tick_log = tick_log
         self._ledger = ledger
         self._one_at_a_time = asyncio.Lock()
+        self._is_leaving = False
         self._being_written: set[str] = set()
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -42,9 +43,11 @@ class Worker:
             ]
             if not asked:
                 return
+            # Departures are told as of the answer; counted from the question nobody charges past its own.
+            asked_at_s = monotonic_s()
             claims = await self._ledger.claim(asked, substation.id, substation.epoch, substation.free_connectors)
             for one in claims.claimed:
-                substation.start(one, monotonic_s())
+                substation.start(one, asked_at_s)
             if claims.claimed:
                 log.info("requests_claimed", substation=substation.id, requests=len(claims.claimed))
             beyond = substation.park(claims.held)
@@ -54,7 +57,7 @@ class Worker:
 
     async def serve_bays(self) -> None:
         """Let those in bays take the connectors that are free by now; an absent ledger leaves it to the heartbeat."""
-        if self.substation.in_bays and self.substation.free_connectors > 0:
+        if self.substation.in_bays and self.substation.free_connectors > 0 and not self._is_leaving:
             try:
                 await self.take_in([])
             except LedgerUnavailable as error:
@@ -77,7 +80,8 @@ class Worker:
             await asyncio.sleep(max(0.0, next_at - loop.time()))
 
     async def settle(self) -> None:
-        """Wait until the ends that are being written are."""
+        """Wait until the ends that are being written are; nobody is claimed any more for a process that leaves."""
+        self._is_leaving = True
         while self._tasks:
             await asyncio.wait(set(self._tasks))
 

@@ -28,7 +28,7 @@ EXCLUDED = {
     "other_zone": "in another zone",
     "inoperative": "out of operation",
     "no_power": "without power to give",
-    "no_connector": "without a free connector",
+    "bay_only": "with only a bay free",
     "no_place": "without a free connector or bay",
     "stale": "with a stale reading",
 }

@@ -10,7 +10,7 @@ from rich.live import Live
 from rich.spinner import Spinner
 from rich.text import Text
 
-from services.cli.client import ENDED, Gateway, GatewayUnusable, connected
+from services.cli.client import ENDED, Gateway, GatewayUnusable, RequestRefused, connected
 from services.cli.output import make_console, plain, print_json
 from services.cli.requests_shown import energy, request_page, seconds, state
 from services.errors import Misconfigured
@@ -26,7 +26,7 @@ def run(url: str, body: dict[str, Any], key: str | None, *, wait: bool, as_json:
     Members of `body` that are None are left to the gateway's defaults. Raises `Misconfigured` for a key that no
     header can carry, `GatewayUnusable` and `RequestRefused`.
     """
-    if key is not None and not (key.isascii() and key.isprintable()):
+    if key is not None and not (key.isascii() and key.isprintable() and key and " " not in key):
         raise Misconfigured(f"--key: give visible ASCII characters without spaces (got {key!r})")
     body = {name: value for name, value in body.items() if value is not None}
     body.setdefault("vehicle_id", f"EV-{uuid.uuid4().hex[:6]}")
@@ -65,7 +65,9 @@ async def _follow(gateway: Gateway, request_id: str, console: Console) -> dict[s
         while True:
             try:
                 one = await gateway.request(request_id)
-            except GatewayUnusable:
+            except (GatewayUnusable, RequestRefused) as error:
+                if isinstance(error, RequestRefused) and error.status < 500:
+                    raise
                 if time.monotonic() - answered_at > AWAY_MAX_S:
                     raise
                 spinner.update(text=Text("the gateway is away; asking again", "red"))

@@ -1,6 +1,7 @@
 import json
 import random
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -137,11 +138,23 @@ def test_a_stale_reading_counts_as_full_while_a_fresh_one_has_room():
     assert decision.explanation["excluded"] == {"stale": 1}
 
 
-def test_the_last_reading_decides_where_no_fresh_one_has_room():
+def test_the_last_reading_decides_only_where_nobodys_is_fresh():
     stale = [estimate("stale-1", fresh=False, demand_w=90_000.0), estimate("stale-2", fresh=False)]
     full = estimate("full", taken=40)
 
-    assert chosen([*stale, full]) == "stale-2"
+    assert chosen(stale) == "stale-2"
+    assert choose(LEAST, [*stale, full], 11_000, None, random.Random(0)) == NoRoom({"no_place": 1, "stale": 2})
+
+
+def test_nobody_is_sent_into_a_bay_while_a_connector_is_free_elsewhere():
+    idle_bays = estimate("idle-bays", demand_w=148_000.0, taken=40, bays=10)
+    busy = estimate("busy", demand_w=300_000.0, taken=14, bays=10)
+
+    decision = choose(LEAST, [idle_bays, busy], 11_000, None, random.Random(0))
+
+    assert decision.substation == "busy"
+    assert decision.explanation["excluded"] == {"bay_only": 1}
+    assert chosen([idle_bays, replace(busy, taken=45)]) == "idle-bays"
 
 
 @pytest.mark.parametrize(
@@ -235,6 +248,8 @@ def test_whoever_is_chosen_has_room_and_everybody_else_is_accounted_for(estimate
         for one in estimates
         if one.operative and one.usable > 0 and one.taken < one.usable + one.bays and zone in (None, one.zone)
     ]
+    if any(one.fresh and one.operative and one.usable > 0 and zone in (None, one.zone) for one in estimates):
+        with_room = [one for one in with_room if one.fresh]
 
     match choose(name, estimates, 11_000, zone, random.Random(0)):
         case NoRoom(excluded):

@@ -59,7 +59,7 @@ async def heartbeat(one, ledger, meanwhile=None):
     [answer] = await beat({"north": one}, ledger)
     if meanwhile:
         await meanwhile
-    await _reconcile(one, answer, in_bays)
+    await _reconcile(one, answer, in_bays, 0.0)
 
 
 A, B, C, D = (Hint(name, 1) for name in "abcd")
@@ -97,6 +97,19 @@ async def test_the_next_free_connector_is_taken_from_a_bay_in_the_ledgers_order(
     await one._end(one.substation.tick(1.0))
 
     assert (set(one.substation.sessions), one.substation.in_bays) == ({"b"}, [C])
+
+
+async def test_a_process_that_leaves_claims_nobody_more():
+    ledger = Ledger(A, B)
+    one = worker(ledger, bays=1)
+    await one.take_in([A, B])
+    one.substation.stop([("a", 1)])
+    endings = one.substation.tick(1.0)
+
+    await one.settle()
+    await one._end(endings)
+
+    assert (one.substation.sessions, ledger.charging, ledger.assigned) == ({}, {}, [B])
 
 
 async def test_who_comes_does_not_overtake_who_stands_in_a_bay():
