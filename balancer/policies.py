@@ -36,8 +36,13 @@ class NoRoom:
 
 
 def least_utilisation(estimate: Estimate, power_w: int) -> float:
-    """Utilisation after the request: of power or of connectors, whichever is scarcer."""
-    return max(_power_share(estimate, power_w), _connector_share(estimate))
+    """Utilisation of power after the request [ratio]; among bays, of power or of connectors, whichever is scarcer.
+
+    While a connector is free, how many are taken does not matter: it would pull the utilisations of vehicles of unlike
+    power apart wherever connectors are scarcer than power. `choose` never weighs a bay against a free connector.
+    """
+    power_share = _power_share(estimate, power_w)
+    return power_share if estimate.has_free_connector else max(power_share, _connector_share(estimate))
 
 
 def least_load_scraped(estimate: Estimate, _power_w: int) -> float:
@@ -94,7 +99,7 @@ def choose(
     best = scored[0][0]
     ties = [one for value, one in scored if value - best <= SAME_SCORE]
     chosen = ties[0] if len(ties) == 1 or name in FIRST_OF_TIED else rng.choice(ties)
-    return Choice(chosen.substation, _explain(name, chosen, scored, excluded, power_w, len(ties)))
+    return Choice(chosen.substation, _explain(name, chosen, scored, excluded, len(ties)))
 
 
 def _only(
@@ -111,12 +116,11 @@ def _explain(
     chosen: Estimate,
     scored: Sequence[tuple[float, Estimate]],
     excluded: Mapping[str, int],
-    power_w: int,
     ties: int,
 ) -> dict[str, Any]:
     shown = [chosen, *(one for _, one in scored if one is not chosen)][:EXPLAINED_CANDIDATES]
     scores = {one.substation: value for value, one in scored}
-    limited_by = "power" if _power_share(chosen, power_w) >= _connector_share(chosen) else "connectors"
+    limited_by = "power" if chosen.has_free_connector else "connectors"
     return {
         "policy": name,
         "substation": chosen.substation,
@@ -147,4 +151,4 @@ def _power_share(estimate: Estimate, power_w: int) -> float:
 
 
 def _connector_share(estimate: Estimate) -> float:
-    return (estimate.taken + 1) / estimate.connectors
+    return (estimate.taken + 1) / max(1, estimate.usable)

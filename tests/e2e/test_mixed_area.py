@@ -1,4 +1,4 @@
-"""Transformers of three sizes under a steady load: their utilisations stay together."""
+"""Transformers of three sizes under vehicles of unlike power that come and go: their utilisations stay together."""
 
 import random
 import threading
@@ -8,34 +8,58 @@ from statistics import mean, median
 
 from harness.stack import Stack, started, until
 
-SPEED = 150
-POWER_KW = 4.5
-VEHICLES_AT_ONCE = 140
-"""4.5 kW each for 1,277 kW of limits: a mean utilisation of 0.49. One is 2.4 points of the smallest substation."""
-SESSION_S = 5.0 / POWER_KW * 3_600 * 1.2 / SPEED
-"""Of 5 kWh on average; the taper makes it 1.2 times as long as energy ÷ power."""
-SAMPLES = 40
+SPEED = 300
+SCRAPE_INTERVAL_S = 0.2
+"""A minute of session time, as by default at speed 60."""
+POWERS_KW = (3.0, 7.0)
+VEHICLES_AT_ONCE = 125
+"""5 kW each for 1,277 kW of limits: a mean utilisation of 0.49, and connectors left over at each substation."""
+SESSION_S = 30.0
+TABLES = 40
+WINDOW = 5
+"""Tables, a second apart: one vehicle that leaves the smallest substation is up to 3.7 points there, until the next
+comes."""
+MOST = 0.05
+
+
+def vehicle(rng: random.Random, number: int, *, left: float = 1.0) -> dict[str, object]:
+    """A request for half to one and a half of `SESSION_S`, of which a share is left."""
+    power_kw = round(rng.uniform(*POWERS_KW), 2)
+    energy_kwh = round(power_kw * SESSION_S * rng.uniform(0.5, 1.5) * left * SPEED / 3_600, 3)
+    return {"vehicle_id": f"EV-{number}", "energy_kwh": energy_kwh, "max_power_kw": power_kw}
 
 
 def steady_load(stack: Stack, stopped: threading.Event) -> None:
-    """Requests at the pace at which sessions end, until told to stop."""
+    """Everybody at once as if they had come one by one, then requests at the pace at which sessions end."""
     rng = random.Random(3)
-    started_at = time.monotonic()
     with ThreadPoolExecutor(16) as pool:
+        for number in range(VEHICLES_AT_ONCE):
+            pool.submit(stack.post, **vehicle(rng, number, left=rng.uniform(0.05, 1)))
+        started_at = time.monotonic()
         number = 0
-        while not stopped.is_set():
-            due_s = number * SESSION_S / VEHICLES_AT_ONCE
-            if stopped.wait(max(0.0, started_at + due_s - time.monotonic())):
-                break
+        while not stopped.wait(max(0.0, started_at + number * SESSION_S / VEHICLES_AT_ONCE - time.monotonic())):
+            pool.submit(stack.post, **vehicle(rng, VEHICLES_AT_ONCE + number))
             number += 1
-            body = {"vehicle_id": f"EV-{number}", "energy_kwh": rng.uniform(3, 7), "max_power_kw": POWER_KW}
-            pool.submit(stack.post, **body)
 
 
-def utilisations(stack: Stack) -> list[float] | None:
-    """Demand ÷ limit of each substation in one published table; None where a reading is stale."""
-    items = stack.get("/substations")[1]["items"]
-    return [one["utilisation"] for one in items] if len(items) == 4 and all(one["fresh"] for one in items) else None
+def published_tables(stack: Stack) -> list[list[float]]:
+    """Demand ÷ limit of each substation in tables of fresh readings whose mean lies between 0.4 and 0.8."""
+    seen: dict[str, list[float]] = {}
+
+    def has_seen_enough() -> bool:
+        table = stack.get("/substations")[1]
+        utilisations = [one["utilisation"] for one in table["items"]]
+        is_fresh = len(utilisations) == 4 and all(one["fresh"] for one in table["items"])
+        if is_fresh and 0.4 <= mean(utilisations) <= 0.8:
+            seen[table["as_of"]] = utilisations
+        return len(seen) >= TABLES
+
+    until(has_seen_enough, "enough published tables between 0.4 and 0.8", 180)
+    return list(seen.values())
+
+
+def spread(utilisations: list[float]) -> float:
+    return max(utilisations) - min(utilisations)
 
 
 def test_utilisations_stay_within_five_points(tmp_path, port, vhost):
@@ -43,6 +67,7 @@ def test_utilisations_stay_within_five_points(tmp_path, port, vhost):
         "EVENLOAD_AMQP_URL": vhost.amqp_url("operator"),
         "EVENLOAD_GRID": "mixed",
         "EVENLOAD_SPEED": str(SPEED),
+        "EVENLOAD_BALANCER_SCRAPE_INTERVAL_S": str(SCRAPE_INTERVAL_S),
         "EVENLOAD_BALANCER_SEED": "1",
     }
     with started(tmp_path / "data", port, **settings) as stack:
@@ -51,29 +76,17 @@ def test_utilisations_stay_within_five_points(tmp_path, port, vhost):
         load = threading.Thread(target=steady_load, args=(stack, stopped))
         load.start()
         try:
-
-            def is_filled() -> bool:
-                now = utilisations(stack)
-                return now is not None and mean(now) >= 0.45
-
-            until(is_filled, "a mean utilisation of 0.45", 120)
-            seen: dict[str, list[float]] = {}
-
-            def has_seen_enough() -> bool:
-                as_of = stack.get("/substations")[1]["as_of"]
-                now = utilisations(stack)
-                if now is not None and 0.4 <= mean(now) <= 0.8:
-                    seen[as_of] = now
-                return len(seen) >= SAMPLES
-
-            until(has_seen_enough, "enough published tables between 0.4 and 0.8", 180)
+            tables = published_tables(stack)
         finally:
             stopped.set()
             load.join()
 
-    spreads = [max(one) - min(one) for one in seen.values()]
-    means = [mean(one[place] for one in seen.values()) for place in range(4)]
-    print(f"spread: median {median(spreads):.3f}, most {max(spreads):.3f}; means {[round(one, 3) for one in means]}")
-    assert max(means) - min(means) <= 0.05
-    # Of single tables the median: between two arrivals a vehicle or two may leave one substation alone.
-    assert median(spreads) <= 0.05
+    windows = [tables[first : first + WINDOW] for first in range(len(tables) - WINDOW + 1)]
+    single = sorted(spread(table) for table in tables)
+    smoothed = sorted(spread([mean(one) for one in zip(*window, strict=True)]) for window in windows)
+    print(
+        f"spread of single tables: median {median(single):.3f}, 9 of 10 up to {single[TABLES * 9 // 10]:.3f}, "
+        f"most {single[-1]:.3f}; of {WINDOW} s means: median {median(smoothed):.3f}, most {smoothed[-1]:.3f}"
+    )
+    assert smoothed[-1] <= MOST
+    assert single[TABLES * 9 // 10] <= MOST

@@ -105,11 +105,25 @@ def test_power_decides_where_power_is_scarcer():
     assert chosen([much_power, few_sessions]) == "much-power"
 
 
-def test_connectors_decide_where_connectors_are_scarcer():
+def test_taken_connectors_do_not_matter_while_one_is_free():
     many_free = estimate("many-free", demand_w=60_000.0, taken=10, connectors=40)
-    nearly_full = estimate("nearly-full", demand_w=10_000.0, taken=38, connectors=40)
+    nearly_full = estimate("nearly-full", demand_w=10_000.0, taken=39, connectors=40)
 
-    assert chosen([many_free, nearly_full]) == "many-free"
+    assert chosen([many_free, nearly_full]) == "nearly-full"
+
+
+def test_a_free_connector_is_preferred_to_a_bay():
+    loaded = estimate("loaded", demand_w=400_000.0, taken=39, connectors=40)
+    full = estimate("full", demand_w=10_000.0, taken=40, connectors=40, bays=10)
+
+    assert chosen([loaded, full]) == "loaded"
+
+
+def test_among_bays_the_shortest_queue_for_its_connectors_is_chosen():
+    small = estimate("small", taken=5, connectors=4, bays=4)
+    large = estimate("large", taken=42, connectors=40, bays=10)
+
+    assert chosen([small, large]) == "large"
 
 
 def test_the_share_after_the_request_decides_not_the_one_before():
@@ -265,7 +279,7 @@ def test_whoever_is_chosen_has_room_and_everybody_else_is_accounted_for(estimate
 def test_a_decision_explains_itself():
     estimates = [
         estimate("a", demand_w=100_000.0, taken=2, in_flight=1, age_s=0.416),
-        estimate("b", demand_w=50_000.0, taken=30),
+        estimate("b", demand_w=120_000.0, taken=30),
         estimate("c", operative=False),
     ]
 
@@ -291,8 +305,8 @@ def test_a_decision_explains_itself():
             },
             {
                 "substation": "b",
-                "score": 0.775,
-                "demand_kw": 50.0,
+                "score": round(131 / 304, 4),
+                "demand_kw": 120.0,
                 "limit_kw": 304.0,
                 "sessions": 30,
                 "connectors": 40,
@@ -308,7 +322,7 @@ def test_a_decision_explains_itself():
 
 
 def test_the_explanation_says_when_connectors_limit():
-    decision = choose(LEAST, [estimate(taken=30)], 11_000, None, random.Random(0))
+    decision = choose(LEAST, [estimate(taken=40, bays=10)], 11_000, None, random.Random(0))
 
     assert decision.explanation["limited_by"] == "connectors"
 
