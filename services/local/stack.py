@@ -20,6 +20,7 @@ from services.admin import port_taken
 from services.errors import Misconfigured
 from services.grid import Grid, load_grid
 from services.local import leftovers
+from services.local.first_look import until_seen
 from services.local.packages import find_rabbitmq
 from services.local.process import ProcessSpec
 from services.local.rabbitmq import HOST, BrokerPorts, PrivateBroker, prepare_broker
@@ -197,6 +198,8 @@ async def _start_services(plan: Plan, supervisor: Supervisor, broker: PrivateBro
         for spec in specs:
             _begin_log(spec.log)
         await asyncio.gather(*(supervisor.start(spec) for spec in specs))
+        if not await until_seen(http, plan.gateway_url, ids):
+            say("the balancer does not see every substation yet: `evenload doctor` tells more")
 
 
 def _service(

@@ -8,6 +8,17 @@ from harness.stack import started
 EACH = re.compile(r"│ (north|east|south|west) +│ +(\d+) +│ +(\d+) +│")
 
 
+def test_a_stack_that_says_it_is_up_shows_every_substation(tmp_path, port, vhost):
+    # Scraped so seldom that who is not in the table by then would be missing for long.
+    settings = {"EVENLOAD_AMQP_URL": vhost.amqp_url("operator"), "EVENLOAD_BALANCER_SCRAPE_INTERVAL_S": "10"}
+    with started(tmp_path / "data", port, **settings) as stack:
+        stack.until_said(r"pids +\S+ \d+")
+
+        items = stack.get("/substations")[1]["items"]
+
+    assert {one["substation"] for one in items} == {"north", "east", "south", "west"}
+
+
 def test_make_run_serves_its_first_rush_evenly_and_leaves_nothing_behind(tmp_path, port):
     with started(tmp_path / "data", port, EVENLOAD_FIRST_RUSH="1") as stack:
         stack.until_said("120 of 120 have ended", 200)
