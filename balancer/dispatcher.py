@@ -27,9 +27,6 @@ log = get_logger(__name__)
 ROOM_BATCH = 500
 MESSAGE_GRACE_MS = 2_000
 """How long a row may wait for its message before it is dispatched without one."""
-EXPIRE_EVERY_S = 1.0
-FORGET_EVERY_S = 60.0
-FORGET_AT_ONCE = 500
 
 
 class Dispatcher:
@@ -90,32 +87,6 @@ class Dispatcher:
             if len(waiting) < ROOM_BATCH:
                 break
         return full
-
-    async def expire_for_ever(self) -> None:
-        """End what waited too long, until cancelled."""
-        while True:
-            try:
-                expired = await self._ledger.expire()
-            except LedgerUnavailable as error:
-                log.warning("expiry_paused", cause=str(error))
-            else:
-                if expired:
-                    self._metrics.swept.labels("expired").inc(len(expired))
-                    log.info("requests_expired", requests=len(expired))
-            await asyncio.sleep(EXPIRE_EVERY_S)
-
-    async def forget_for_ever(self, retention_ms: int) -> None:
-        """Delete what ended longer ago than `retention_ms`, a little at a time, until cancelled."""
-        while True:
-            forgotten = 0
-            try:
-                forgotten = await self._ledger.forget(retention_ms, FORGET_AT_ONCE)
-            except LedgerUnavailable as error:
-                log.warning("retention_paused", cause=str(error))
-            if forgotten:
-                self._metrics.swept.labels("forgotten").inc(forgotten)
-                log.info("requests_forgotten", requests=forgotten)
-            await asyncio.sleep(EXPIRE_EVERY_S if forgotten == FORGET_AT_ONCE else FORGET_EVERY_S)
 
     async def _dispatch(self, waiting: Sequence[Waiting]) -> set[str | None]:
         """Assign what finds room, in order; returns the zones that were full for somebody (None: all are)."""

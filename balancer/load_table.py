@@ -6,7 +6,7 @@ lost, doubled or refused leaves nothing behind, because the set is replaced from
 """
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from balancer.readings import Reading
@@ -35,6 +35,8 @@ class Estimate:
     age_s: float
     fresh: bool
     operative: bool
+    has_lease: bool
+    """Without one nobody charges there, whatever was read last."""
 
     @property
     def usable(self) -> int:
@@ -73,6 +75,7 @@ class _Reservation:
 class _Line:
     reading: Reading
     zone: str | None
+    has_lease: bool
     entries: dict[Key, Unseen] = field(default_factory=dict)
     power_w: float = 0.0
     count: int = 0
@@ -101,7 +104,13 @@ class LoadTable:
         return [Known(one.substation, one.epoch, one.claims_total, one.ends_total) for one in newest.values()]
 
     def refresh(
-        self, readings: Mapping[str, Reading], zones: Mapping[str, str | None], unseen: Iterable[Unseen], since: int
+        self,
+        readings: Mapping[str, Reading],
+        zones: Mapping[str, str | None],
+        unseen: Iterable[Unseen],
+        since: int,
+        *,
+        without_lease: Collection[str] = (),
     ) -> None:
         """Replace the whole table by newer readings and the ledger's answer to `known(readings)`.
 
@@ -110,7 +119,7 @@ class LoadTable:
         """
         newest = self._newest(readings)
         self._lines = {
-            substation: _Line(reading, zones[substation])
+            substation: _Line(reading, zones[substation], substation not in without_lease)
             for substation, reading in newest.items()
             if substation in zones
         }
@@ -174,6 +183,7 @@ class LoadTable:
             age_s=age_s,
             fresh=age_s <= stale_after_s,
             operative=reading.operative,
+            has_lease=line.has_lease,
         )
 
     def _newest(self, readings: Mapping[str, Reading]) -> dict[str, Reading]:

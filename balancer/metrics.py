@@ -37,6 +37,11 @@ class BalancerMetrics:
         self.swept = Counter(
             "evenload_balancer_swept", "Rows that the sweep moved, by kind.", ["kind"], registry=registry
         )
+        self.breaches = Counter(
+            "evenload_balancer_conservation_breaches",
+            "Rows that broke a promise when the ledger was audited; always 0.",
+            registry=registry,
+        )
         self._utilisation = Gauge(
             "evenload_balancer_load_table_utilisation_ratio",
             "Estimated demand ÷ limit.",

@@ -60,6 +60,8 @@ def why_not(estimate: Estimate, zone: str | None) -> str | None:
     """What keeps a substation out, or None where it has room."""
     if zone is not None and estimate.zone != zone:
         return "other_zone"
+    if not estimate.has_lease:
+        return "no_lease"
     if not estimate.operative:
         return "inoperative"
     if estimate.limit_w < max(

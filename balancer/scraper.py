@@ -37,8 +37,8 @@ class Scraper:
         self._loops: dict[str, asyncio.Task[None]] = {}
 
     def follow(self, registry: Sequence[RegisteredSubstation]) -> None:
-        """Scrape the addresses in the registry, and no others, from now on."""
-        addresses = {one.metrics_url for one in registry}
+        """Scrape the addresses of those that hold a lease, and no others, from now on."""
+        addresses = {one.metrics_url for one in registry if one.has_lease}
         for address in self._loops.keys() - addresses:
             self._loops.pop(address).cancel()
         self._loops = {address: loop for address, loop in self._loops.items() if not loop.done()}

@@ -11,12 +11,14 @@ from balancer.load_table import LoadTable
 from balancer.metrics import BalancerMetrics
 from balancer.scraper import Scraper
 from balancer.settings import BalancerSettings
+from balancer.sweeper import Sweeper
 from balancer.watcher import Watcher
 from services.backends import opened
 from services.broker import topology
 from services.broker.events import LOAD_TABLE, publish_event
 from services.broker.settle import Consumer
 from services.ledger.dispatch import LedgerDispatch
+from services.ledger.sweeping import LedgerSweeping
 from services.lifecycle import Life, run
 
 STALE_AFTER_INTERVALS = 3
@@ -44,6 +46,7 @@ async def serve(life: Life, settings: BalancerSettings) -> None:
             policy=settings.policy,
             rng=random.Random(settings.seed),  # noqa: S311 (ties, not secrets)
         )
+        sweeper = Sweeper(LedgerSweeping(backends.ledger), metrics, watcher.look_again, life.common.lease_s)
         consumer = Consumer(topology.INTAKE, dispatcher.take_in, backends.publisher, life.metrics.messages_settled)
         await stack.enter_async_context(
             life.background(
@@ -53,8 +56,9 @@ async def serve(life: Life, settings: BalancerSettings) -> None:
                     partial(publish_event, backends.publisher, LOAD_TABLE, life.instance), TABLE_EVERY_S
                 ),
                 dispatcher.serve_waiting_room(),
-                dispatcher.expire_for_ever(),
-                dispatcher.forget_for_ever(round(settings.retention_days * DAY_MS)),
+                sweeper.sweep_for_ever(),
+                sweeper.forget_for_ever(round(settings.retention_days * DAY_MS)),
+                sweeper.audit_for_ever(),
                 consumer.consume(backends.consuming, prefetch=settings.prefetch, tag=life.instance),
             )
         )

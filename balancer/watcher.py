@@ -31,6 +31,7 @@ class Watcher:
         self._metrics = metrics
         self._stale_after_s = stale_after_s
         self._zones: dict[str, str | None] = {}
+        self._without_lease: set[str] = set()
         self._fresh: dict[str, Reading] = {}
         self._due = asyncio.Event()
         self.look_again = asyncio.Event()
@@ -58,6 +59,7 @@ class Watcher:
                 log.warning("registry_left_stale", cause=str(error))
             else:
                 self._zones = {one.substation: one.zone for one in registry}
+                self._without_lease = {one.substation for one in registry if not one.has_lease}
                 scraper.follow(registry)
             await asyncio.sleep(REGISTRY_EVERY_S)
 
@@ -85,7 +87,7 @@ class Watcher:
         except LedgerUnavailable:
             self._fresh = readings | self._fresh
             raise
-        self._table.refresh(readings, self._zones, unseen, since)
+        self._table.refresh(readings, self._zones, unseen, since, without_lease=self._without_lease)
         self._metrics.show(self.estimates())
         self.look_again.set()
 
@@ -105,6 +107,7 @@ def describe(estimate: Estimate) -> dict[str, object]:
         "substation": estimate.substation,
         "zone": estimate.zone,
         "status": "Operative" if estimate.operative else "Inoperative",
+        "has_lease": estimate.has_lease,
         "demand_kw": round(estimate.demand_w / 1000, 3),
         "limit_kw": round(estimate.limit_w / 1000, 3),
         "power_kw": round(estimate.scraped_w / 1000, 3),

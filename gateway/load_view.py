@@ -39,7 +39,7 @@ class LoadView:
         return frozenset(
             str(item.get("substation"))
             for item in self._event["substations"]
-            if item.get("fresh") and item.get("status") == "Operative"
+            if item.get("fresh") and item.get("has_lease") and item.get("status") == "Operative"
         )
 
     def substation(self, substation: str) -> dict[str, Any] | None:

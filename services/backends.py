@@ -30,6 +30,7 @@ async def opened(life: Life) -> AsyncIterator[Backends]:
             common.ledger_url,
             shared=common.ledger_shared,
             speed=common.speed,
+            lease_s=common.lease_s,
             startup_timeout_s=common.startup_timeout_s,
             observe_commit_s=life.metrics.ledger_commit_s.observe,
         ) as ledger,

@@ -61,6 +61,20 @@ class Life:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
+    async def wait_for(self, event: asyncio.Event) -> bool:
+        """Wait for an event of the background's; False where a signal came first; raises what the background raised."""
+        happened = asyncio.create_task(event.wait())
+        stopped = asyncio.create_task(self.stopping.wait())
+        try:
+            awaited: set[asyncio.Future[Any]] = {happened, stopped, self._crash}
+            await asyncio.wait(awaited, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            happened.cancel()
+            stopped.cancel()
+        if self._crash.done():
+            await self._crash
+        return event.is_set()
+
     async def serve_until_stopped(self) -> None:
         """Be ready until a signal comes; raises what a background coroutine raised."""
         self.admin.ready = self.has_served = True

@@ -45,6 +45,13 @@ class CommonSettings(Settings):
         False, description="Say 1 where services run on several hosts: a SQLite ledger is then refused."
     )
     speed: float = Field(60, gt=0, le=100_000, description="Session seconds per wall second.")
+    lease_s: float = Field(
+        5,
+        ge=0.5,
+        le=3_600,
+        description="A substation that could not renew its lease for so long stands still; a fifth later others may go "
+        "on with its sessions. The same for all services of a ledger.",
+    )
     envelope_max: int = Field(100, ge=1, le=100, description="Most requests in one message; 1 for watching.")
     grid: str = Field("default", description="Grid file (TOML), or the name of one that comes along.")
     admin_host: str = Field("127.0.0.1", description="Where health and metrics are served.")

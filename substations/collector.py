@@ -25,10 +25,19 @@ GAUGES: Sequence[tuple[str, str, Callable[[Substation], float]]] = (
     ("snapshot_sequence", "Number of this snapshot within the epoch.", lambda one: one.sequence),
     ("operative", "1 while the substation takes requests.", lambda _one: 1),
 )
+COUNTERS: Sequence[tuple[str, str, Callable[[Substation], float]]] = (
+    ("claims", "Number of the last claim in this epoch.", lambda one: one.claims_total),
+    ("energy_joules", "Energy delivered since the process started.", lambda one: one.energy_total_j),
+    ("lease_renewals", "Times that the lease was renewed.", lambda one: one.renewals_total),
+    ("fenced", "Times that sessions stood still because the lease had run out.", lambda one: one.fenced_total),
+)
 
 
 class SubstationCollector(Collector):
-    """Renders every hosted substation; each rendering is a snapshot with a number of its own."""
+    """Renders every substation that is held; each rendering is a snapshot with a number of its own.
+
+    One that waits for its lease is not shown: another process may speak for it.
+    """
 
     def __init__(self, substations: Sequence[Substation]) -> None:
         self._substations = substations
@@ -39,9 +48,10 @@ class SubstationCollector(Collector):
 
     def collect(self) -> Iterable[Metric]:
         """One snapshot of all; runs on the event loop, so nothing changes in between."""
-        for one in self._substations:
+        held = [one for one in self._substations if one.is_held]
+        for one in held:
             one.sequence += 1
-        return self._families(self._substations)
+        return self._families(held)
 
     def _families(self, substations: Sequence[Substation]) -> list[Metric]:
         families: list[Metric] = []
@@ -50,18 +60,17 @@ class SubstationCollector(Collector):
             for one in substations:
                 gauge.add_metric([one.id], value(one))
             families.append(gauge)
-        claims = CounterMetricFamily(PREFIX + "claims", "Number of the last claim in this epoch.", labels=LABELS)
-        energy = CounterMetricFamily(
-            PREFIX + "energy_joules", "Energy delivered since the process started.", labels=LABELS
-        )
+        for name, text, value in COUNTERS:
+            counter = CounterMetricFamily(PREFIX + name, text, labels=LABELS)
+            for one in substations:
+                counter.add_metric([one.id], value(one))
+            families.append(counter)
         ends = CounterMetricFamily(
             PREFIX + "ends", "Sessions ended in this epoch, by reason.", labels=(*LABELS, "reason")
         )
         load = GaugeMetricFamily("substation_load", "Power in watts, under the original system's name.", labels=LABELS)
         for one in substations:
-            claims.add_metric([one.id], one.claims_total)
-            energy.add_metric([one.id], one.energy_total_j)
             load.add_metric([one.id], one.power_w)
             for reason, count in one.ends_by_reason.items():
                 ends.add_metric([one.id, reason], count)
-        return [*families, claims, energy, ends, load]
+        return [*families, ends, load]

@@ -1,6 +1,7 @@
-"""The heartbeat: one transaction per process and second writes progress and reads back what the ledger thinks.
+"""The heartbeat: takes the hosted substations' leases, renews them, and takes over what the ledger thinks.
 
-What the ledger knows and the process does not is adopted: this repairs lost messages, lost replies and a wiped broker.
+One transaction per process and beat writes progress, takes grants, and reads back sessions, bays and stops. What the
+ledger knows and the process does not is adopted: this repairs lost messages, lost replies, a wiped broker and restarts.
 """
 
 import asyncio
@@ -8,56 +9,140 @@ from collections.abc import Mapping, Sequence
 
 from services.clock import monotonic_s
 from services.errors import LedgerUnavailable, Misconfigured
-from services.ledger.charging import Charging
-from services.ledger.records import Heartbeat
+from services.ledger.leases import Lease, SilenceWatch, silence_s
+from services.ledger.records import Beat, Heartbeat, Registration
+from services.ledger.tenancy import Tenancy
 from services.logs import get_logger
-from services.messages import Hint
 from substations.worker import Worker
 
 log = get_logger(__name__)
 
 ADOPT_AFTER_MS = 2_000
 """How long an assigned row may wait for its message before the heartbeat brings it."""
+LOOK_EVERY_S = 0.25
+"""How often a lease is looked at that somebody else holds still."""
+GRANT_BEATS = 3
+"""For how many beats a grant lasts: one to come, one that may be late or lost, one to be answered."""
 
 
-async def beat_for_ever(workers: Mapping[str, Worker], ledger: Charging, heartbeat_s: float) -> None:
-    """Beat until cancelled; raises `Misconfigured` when another process took a substation over."""
-    while True:
-        await asyncio.sleep(heartbeat_s)
-        in_bays = {substation: tuple(worker.substation.in_bays) for substation, worker in workers.items()}
-        asked_at_s = monotonic_s()
-        try:
-            for answer in await beat(workers, ledger):
-                await _reconcile(workers[answer.substation], answer, in_bays[answer.substation], asked_at_s)
-        except LedgerUnavailable as error:
-            log.warning("heartbeat_missed", cause=str(error))
+class Host:
+    """One process's hold on its substations; `name` tells people who it is, `nonce` tells it from every other."""
+
+    def __init__(
+        self,
+        workers: Mapping[str, Worker],
+        registrations: Sequence[Registration],
+        ledger: Tenancy,
+        *,
+        name: str,
+        nonce: str,
+        lease_s: float,
+        heartbeat_s: float,
+    ) -> None:
+        self._workers = workers
+        self._registrations = {one.substation: one for one in registrations}
+        self._ledger = ledger
+        self._holder = f"{name} #{nonce}"
+        self._lease_s = lease_s
+        self._heartbeat_s = heartbeat_s
+        self._watch = SilenceWatch(lease_s)
+        self._first_seen: dict[str, Lease] = {}
+        self.all_held = asyncio.Event()
+        """Set once every hosted substation was ours and its lease renewed."""
+
+    async def beat_for_ever(self) -> None:
+        """Beat until cancelled; raises `Misconfigured` where another process holds one of the substations."""
+        loop = asyncio.get_running_loop()
+        while True:
+            began_at = loop.time()
+            try:
+                await self.take()
+                await self.beat()
+            except LedgerUnavailable as error:
+                log.warning("heartbeat_missed", cause=str(error))
+            pause_s = self._heartbeat_s if not self._wanted() else min(LOOK_EVERY_S, self._heartbeat_s)
+            await asyncio.sleep(max(0.0, began_at + pause_s - loop.time()))
+
+    def _wanted(self) -> list[str]:
+        return [one for one, worker in self._workers.items() if not worker.substation.is_held]
+
+    async def take(self) -> None:
+        """Take the leases that are free, or have been silent for long enough; raises as `beat_for_ever`."""
+        wanted = self._wanted()
+        if not wanted:
+            return
+        leases = await self._ledger.wait_for(wanted, self._holder)
+        silent = self._watch.observe(leases.values(), monotonic_s())
+        ready = []
+        for one in wanted:
+            lease = leases.get(one)
+            if lease is not None and lease.holder == self._holder and not lease.is_released:
+                self._begin(one, lease.epoch)  # the answer to an earlier try was lost
+            elif lease is None or lease.is_free or silent[one] >= silence_s(self._lease_s):
+                ready.append(self._registrations[one])
+            else:
+                self._refuse_living(lease)
+        if ready:
+            for substation, epoch in (await self._ledger.take(ready, leases, self._holder)).items():
+                self._begin(substation, epoch)
+
+    def _begin(self, substation: str, epoch: int) -> None:
+        self._first_seen.pop(substation, None)
+        self._workers[substation].substation.begin(epoch)
+        log.info("substation_taken", substation=substation, epoch=epoch)
+
+    def _refuse_living(self, lease: Lease) -> None:
+        """Raise `Misconfigured` where a lease moves under one and the same holder: it lives."""
+        first = self._first_seen.get(lease.substation)
+        if first is None or first.holder != lease.holder:
+            self._first_seen[lease.substation] = lease
+            log.info("substation_awaited", substation=lease.substation, holder=_name(lease), lease_s=self._lease_s)
+        elif lease.renewals > first.renewals:
+            raise Misconfigured(
+                f"substation {lease.substation!r} is hosted by {_name(lease)}, which is alive: stop that process, or "
+                "give this one other ids in EVENLOAD_SUBSTATION_IDS"
+            )
+
+    async def beat(self) -> None:
+        """Renew what we hold, and take over the ledger's answers; raises `LedgerUnavailable`."""
+        told = self._beats()
+        if not told:
+            return
+        sent_at_s = monotonic_s()
+        answers = {one.substation: one for one in await self._ledger.beat(list(told.values()), ADOPT_AFTER_MS)}
+        for substation, beat in told.items():
+            worker = self._workers[substation]
+            if worker.substation.epoch != beat.epoch:
+                continue
+            if substation in answers:
+                worker.substation.renew(sent_at_s, self._lease_s)
+                _hear(worker, answers[substation], beat, sent_at_s)
+            else:
+                log.warning("lease_lost", substation=substation, sessions=len(worker.substation.sessions))
+                worker.substation.lose()
+        if not self._wanted():
+            self.all_held.set()
+
+    async def release(self) -> None:
+        """Settle all sessions and let the leases go, so that a successor need not wait; raises `LedgerUnavailable`."""
+        released = await self._ledger.release(list(self._beats().values()))
+        for substation in released:
+            self._workers[substation].substation.lose()
+        log.info("leases_released", substations=sorted(released))
+
+    def _beats(self) -> dict[str, Beat]:
+        held = [worker.substation for worker in self._workers.values() if worker.substation.is_held]
+        return {one.id: one.beat(self._holder) for one in held}
 
 
-async def beat(workers: Mapping[str, Worker], ledger: Charging) -> list[Heartbeat]:
-    """One heartbeat of all hosted substations; raises `LedgerUnavailable`."""
-    epochs = {one.substation.id: one.substation.epoch for one in workers.values()}
-    progress = [line for one in workers.values() for line in one.substation.progress()]
-    return await ledger.heartbeat(epochs, progress, ADOPT_AFTER_MS)
-
-
-async def _reconcile(worker: Worker, answer: Heartbeat, in_bays: Sequence[Hint], asked_at_s: float) -> None:
-    """Take over what the ledger thinks; `in_bays` is who stood in a bay when it was asked, at `asked_at_s`."""
-    substation = worker.substation
-    if answer.epoch != substation.epoch:
-        raise Misconfigured(
-            f"another process hosts substation {substation.id!r} now (epoch {answer.epoch}, ours was "
-            f"{substation.epoch}): give each process ids of its own in EVENLOAD_SUBSTATION_IDS"
-        )
-    adopted = substation.adopt(answer.charging, asked_at_s)
+def _hear(worker: Worker, answer: Heartbeat, told: Beat, sent_at_s: float) -> None:
+    adopted, stopped = worker.substation.hear(answer, told, sent_at_s)
     if adopted:
-        log.info("sessions_adopted", substation=substation.id, sessions=adopted)
-    stopped = substation.stop(answer.stops_asked)
+        log.info("sessions_adopted", substation=answer.substation, sessions=adopted)
     if stopped:
-        log.info("sessions_stopped", substation=substation.id, sessions=stopped)
-    substation.vacate(set(in_bays) - set(answer.assigned))
-    forgotten = [hint for hint in answer.overdue if hint not in substation.in_bays]
-    if forgotten:
-        log.info("assignments_adopted", substation=substation.id, requests=len(forgotten))
-        await worker.take_in(forgotten)
-    else:
-        await worker.serve_bays()
+        log.info("sessions_stopped", substation=answer.substation, sessions=stopped)
+    worker.look_after(answer.overdue)
+
+
+def _name(lease: Lease) -> str:
+    return (lease.holder or "").rsplit(" #", maxsplit=1)[0]

@@ -1,7 +1,11 @@
-"""The life of a `substations` process: register, resume, then consume; progress is written at the end."""
+"""The life of a `substations` process: take the leases, resume, consume; settle and release at the end."""
 
 import asyncio
 import contextlib
+import math
+import os
+import secrets
+import socket
 from contextlib import AsyncExitStack
 
 from services.backends import opened
@@ -11,18 +15,17 @@ from services.clock import monotonic_s
 from services.errors import LedgerUnavailable, Misconfigured
 from services.grid import SubstationSpec, load_grid
 from services.ledger.charging import LedgerCharging
-from services.ledger.records import Registration, Tenure
+from services.ledger.records import Registration
+from services.ledger.tenancy import LedgerTenancy
 from services.lifecycle import Life, run
-from services.logs import get_logger
 from substations.collector import SubstationCollector
-from substations.heartbeat import beat, beat_for_ever
+from substations.heartbeat import GRANT_BEATS, Host
 from substations.settings import SubstationSettings
 from substations.sharing import POLICIES
 from substations.substation import Substation
 from substations.tick_log import TickLog
+from substations.witness import Witness
 from substations.worker import Worker
-
-log = get_logger(__name__)
 
 LAST_WORDS_S = 3.0
 
@@ -30,6 +33,7 @@ LAST_WORDS_S = 3.0
 async def serve(life: Life, settings: SubstationSettings) -> None:
     """Charge until told to stop; sessions stay in the ledger and go on at the next start."""
     common = life.common
+    _refuse_slow_beats(settings.heartbeat_s, common.lease_s)
     specs = {spec.id: spec for spec in load_grid(common.grid).pick(settings.hosted_ids())}
     for spec in specs.values():
         if settings.floor_w > spec.limit_w:
@@ -40,31 +44,37 @@ async def serve(life: Life, settings: SubstationSettings) -> None:
     async with AsyncExitStack() as stack:
         backends = await stack.enter_async_context(opened(life))
         ledger = LedgerCharging(backends.ledger)
-        tenures = await ledger.register([_registration(spec, life.admin.url) for spec in specs.values()])
         workers = {}
-        for tenure in tenures:
-            substation = _resumed(tenure, specs[tenure.substation], common.speed, settings)
-            tick_log = None
-            if settings.tick_log is not None:
-                tick_log = TickLog(settings.tick_log, substation)
-                stack.callback(tick_log.close)
-            workers[substation.id] = Worker(substation, ledger, tick_log)
+        for spec in specs.values():
+            substation = _substation(spec, common.speed, settings)
+            tick_log, witness = _records(settings, stack)
+            workers[spec.id] = Worker(substation, ledger, tick_log=tick_log, witness=witness)
         life.metrics.registry.register(SubstationCollector([one.substation for one in workers.values()]))
+        host = Host(
+            workers,
+            [_registration(spec, life.admin.url) for spec in specs.values()],
+            LedgerTenancy(backends.ledger),
+            name=f"{life.instance} (process {os.getpid()} on {socket.gethostname()})",
+            nonce=secrets.token_hex(8),
+            lease_s=common.lease_s,
+            heartbeat_s=settings.heartbeat_s,
+        )
 
-        async def write_progress() -> None:
+        async def settle_and_release() -> None:
             with contextlib.suppress(LedgerUnavailable, TimeoutError):
                 async with asyncio.timeout(LAST_WORDS_S):
                     for worker in workers.values():
                         await worker.settle()
-                    await beat(workers, ledger)
+                    await host.release()
 
-        stack.push_async_callback(write_progress)
+        stack.push_async_callback(settle_and_release)
         await stack.enter_async_context(
             life.background(
-                *(worker.tick_for_ever(settings.tick_s) for worker in workers.values()),
-                beat_for_ever(workers, ledger, settings.heartbeat_s),
+                *(worker.tick_for_ever(settings.tick_s) for worker in workers.values()), host.beat_for_ever()
             )
         )
+        if not await life.wait_for(host.all_held):
+            return
         consumers = {
             one: Consumer(
                 topology.substation_queue(one), worker.take_in, backends.publisher, life.metrics.messages_settled
@@ -87,27 +97,41 @@ async def serve(life: Life, settings: SubstationSettings) -> None:
         await life.serve_until_stopped()
 
 
+def _records(settings: SubstationSettings, stack: AsyncExitStack) -> tuple[TickLog | None, Witness | None]:
+    """What is written down of one substation for checks from outside, closed with `stack`."""
+    tick_log = TickLog(settings.tick_log) if settings.tick_log is not None else None
+    witness = Witness(settings.witness) if settings.witness is not None else None
+    for one in (tick_log, witness):
+        if one is not None:
+            stack.callback(one.close)
+    return tick_log, witness
+
+
 def _registration(spec: SubstationSpec, metrics_url: str) -> Registration:
     return Registration(spec.id, spec.zone, spec.rated_w, spec.limit_w, spec.connectors, spec.waiting_bays, metrics_url)
 
 
-def _resumed(tenure: Tenure, spec: SubstationSpec, speed: float, settings: SubstationSettings) -> Substation:
-    now_s = monotonic_s()
-    substation = Substation(
-        id=tenure.substation,
+def _refuse_slow_beats(heartbeat_s: float, lease_s: float) -> None:
+    if heartbeat_s >= lease_s / 2:
+        raise Misconfigured(
+            f"EVENLOAD_SUBSTATION_HEARTBEAT_S: {heartbeat_s:g} s is not below half of the lease, EVENLOAD_LEASE_S = "
+            f"{lease_s:g} s, so that one late beat would lose it: beat more often, or make the lease longer"
+        )
+
+
+def _substation(spec: SubstationSpec, speed: float, settings: SubstationSettings) -> Substation:
+    return Substation(
+        id=spec.id,
         rated_w=spec.rated_w,
         limit_w=spec.limit_w,
         connectors=spec.connectors,
         bays=spec.waiting_bays,
-        epoch=tenure.epoch,
         speed=speed,
-        ticked_at_s=now_s,
+        ticked_at_s=monotonic_s(),
+        grant_s=math.ceil(GRANT_BEATS * settings.heartbeat_s * speed),
         floor_w=settings.floor_w,
         sharing=POLICIES[settings.sharing],
     )
-    resumed = substation.adopt(tenure.resumed, now_s)
-    log.info("substation_registered", substation=tenure.substation, epoch=tenure.epoch, resumed=resumed)
-    return substation
 
 
 def main() -> None:

@@ -18,6 +18,8 @@ class Session:
 
     claimed: Claimed
     delivered_j: int
+    granted_j: int
+    """Nothing is delivered beyond it: should this process die, so much counts as delivered."""
     since_s: float
     """When it came, or was started or paused last."""
     departs_at_s: float | None = None
@@ -62,16 +64,22 @@ class Session:
     def deliver(self, from_s: float, until_s: float, speed: float) -> int:
         """Charge between two readings at the power set before, and not beyond the departure.
 
-        Returns the energy delivered [J], never more than owed.
+        Returns the energy delivered [J], never more than owed, nor beyond the grant.
         """
         if self.departs_at_s is not None:
             until_s = min(until_s, self.departs_at_s)
         charged_j = self.fraction_j + self.power_w * max(0.0, until_s - from_s) * speed
         whole_j = math.floor(charged_j)
         self.fraction_j = charged_j - whole_j
-        delivered_j = min(self.owed_j, whole_j)
+        delivered_j = max(0, min(self.owed_j, self.granted_j - self.delivered_j, whole_j))
         self.delivered_j += delivered_j
         return delivered_j
+
+    def up_to_j(self, grant_s: float) -> int:
+        """The grant it needs to go on for `grant_s` of session time at its most power [J]."""
+        if self.end is not None:
+            return self.delivered_j
+        return min(self.claimed.energy_requested_j, self.delivered_j + math.ceil(self.claimed.power_max_w * grant_s))
 
     def judge(self, now_s: float) -> None:
         """End it where its time has come: whoever has all of its energy is completed, whatever else was asked."""

@@ -32,6 +32,11 @@ class SubstationSettings(Settings):
     tick_log: Path | None = Field(
         None, description="Folder for a line per tick and substation, to check afterwards; none when absent."
     )
+    witness: Path | None = Field(
+        None,
+        description="Folder for a record of every start, stop and piece of energy, on disk at each tick, to check the "
+        "promises from outside; none when absent.",
+    )
     prefetch: int = Field(8, ge=1, le=1_000, description="Envelopes in hand at once, for each substation.")
 
     @field_validator("ids")

@@ -1,7 +1,9 @@
 """The tick log: what a substation set at every tick, one JSON line each, so that anyone can check it afterwards."""
 
 import json
+import tempfile
 from pathlib import Path
+from typing import TextIO
 
 from services.errors import Misconfigured
 from substations.substation import Substation
@@ -10,22 +12,31 @@ from substations.substation import Substation
 class TickLog:
     """Appends to `<folder>/<substation>-<epoch>.jsonl`."""
 
-    def __init__(self, folder: Path, substation: Substation) -> None:
-        """Open the file, and make the folder where there is none; raises `Misconfigured`."""
+    def __init__(self, folder: Path) -> None:
+        """Make the folder where there is none; raises `Misconfigured`."""
+        self._folder = folder
+        self._file: TextIO | None = None
+        self._epoch = 0
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            self._file = (folder / f"{substation.id}-{substation.epoch}.jsonl").open("a", encoding="utf-8")
+            with tempfile.TemporaryFile(dir=folder):
+                pass
         except OSError as error:
             raise Misconfigured(f"EVENLOAD_SUBSTATION_TICK_LOG: {folder} cannot be used: {error.strerror}") from None
 
     def write(self, substation: Substation) -> None:
         """Append the state that holds until the next tick."""
+        if self._file is None or self._epoch != substation.epoch:
+            self.close()
+            self._epoch = substation.epoch
+            self._file = (self._folder / f"{substation.id}-{substation.epoch}.jsonl").open("a", encoding="utf-8")
         self._file.write(tick_line(substation))
         self._file.flush()
 
     def close(self) -> None:
         """Close the file."""
-        self._file.close()
+        if self._file is not None:
+            self._file.close()
 
 
 def tick_line(substation: Substation) -> str:

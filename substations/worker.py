@@ -1,7 +1,8 @@
 """Runs one substation: claims what is sent to it, fills its bays, ticks its sessions, writes their ends."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
+from typing import Any
 
 from services.clock import monotonic_s
 from services.errors import LedgerUnavailable
@@ -11,6 +12,7 @@ from services.logs import get_logger
 from services.messages import Hint
 from substations.substation import Substation
 from substations.tick_log import TickLog
+from substations.witness import Witness
 
 log = get_logger(__name__)
 
@@ -18,20 +20,30 @@ log = get_logger(__name__)
 class Worker:
     """The adapter between one pure `Substation` and the ledger."""
 
-    def __init__(self, substation: Substation, ledger: Charging, tick_log: TickLog | None = None) -> None:
+    def __init__(
+        self,
+        substation: Substation,
+        ledger: Charging,
+        *,
+        tick_log: TickLog | None = None,
+        witness: Witness | None = None,
+    ) -> None:
         self.substation = substation
         self._tick_log = tick_log
+        self._witness = witness
         self._ledger = ledger
         self._one_at_a_time = asyncio.Lock()
         self._is_leaving = False
         self._being_written: set[str] = set()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._looking_after: asyncio.Task[None] | None = None
 
     async def take_in(self, hints: Sequence[Hint]) -> None:
         """Start what a connector is free for, take the next into bays, decline the rest.
 
         Who stands in a bay is asked for together with the newcomers: the ledger chooses, in the waiting room's order,
-        and knows by then who was cancelled. Raises `LedgerUnavailable`: asking again is safe, because the ledger
+        and knows by then who was cancelled. Without a lease nothing is taken in: the rows stay assigned, and a beat
+        finds them. Raises `LedgerUnavailable`: asking again is safe, because the ledger
         counts the connectors itself and tells what an unanswered call has claimed.
         """
         substation = self.substation
@@ -41,11 +53,20 @@ class Worker:
                 for hint in dict.fromkeys([*substation.in_bays, *hints])
                 if hint.request_id not in substation.sessions
             ]
-            if not asked:
+            if not asked or substation.is_fenced(monotonic_s()):
                 return
             # Departures are told as of the answer; counted from the question nobody charges past its own.
-            asked_at_s = monotonic_s()
-            claims = await self._ledger.claim(asked, substation.id, substation.epoch, substation.free_connectors)
+            asked_at_s, epoch = monotonic_s(), substation.epoch
+            claims = await self._ledger.claim(
+                asked,
+                substation.id,
+                epoch,
+                substation.free_connectors,
+                in_bays=substation.in_bays,
+                grant_s=substation.grant_s,
+            )
+            if substation.epoch != epoch:
+                return  # the lease was lost meanwhile, and with it what this tenure claimed
             for one in claims.claimed:
                 substation.start(one, asked_at_s)
             if claims.claimed:
@@ -63,24 +84,48 @@ class Worker:
             except LedgerUnavailable as error:
                 log.warning("bays_left_waiting", substation=self.substation.id, cause=str(error))
 
+    def look_after(self, overdue: Sequence[Hint]) -> None:
+        """Serve bays and the assignments that no message brought, beside the beats, which must not wait for it."""
+        forgotten = [hint for hint in overdue if hint not in self.substation.in_bays]
+        if self._is_leaving or (self._looking_after is not None and not self._looking_after.done()):
+            return
+        if forgotten:
+            log.info("assignments_adopted", substation=self.substation.id, requests=len(forgotten))
+        self._looking_after = self._start(self._adopt(forgotten))
+
+    async def _adopt(self, forgotten: Sequence[Hint]) -> None:
+        if not forgotten:
+            await self.serve_bays()
+            return
+        try:
+            await self.take_in(forgotten)
+        except LedgerUnavailable as error:
+            log.warning("assignments_left_waiting", substation=self.substation.id, cause=str(error))
+
+    def _start(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
     async def tick_for_ever(self, tick_s: float) -> None:
         """Step the simulation until cancelled."""
         loop = asyncio.get_running_loop()
         next_at = loop.time()
         while True:
             endings = [one for one in self.substation.tick(monotonic_s()) if one.request_id not in self._being_written]
-            if self._tick_log is not None:
+            if self._tick_log is not None and self.substation.is_held:
                 self._tick_log.write(self.substation)
+            if self._witness is not None:
+                self._witness.write(self.substation)
             if endings:
                 self._being_written.update(one.request_id for one in endings)
-                task = asyncio.create_task(self._end(endings))
-                self._tasks.add(task)
-                task.add_done_callback(self._tasks.discard)
+                self._start(self._end(endings))
             next_at = max(next_at + tick_s, loop.time() - tick_s)
             await asyncio.sleep(max(0.0, next_at - loop.time()))
 
     async def settle(self) -> None:
-        """Wait until the ends that are being written are; nobody is claimed any more for a process that leaves."""
+        """Wait until what is being written is; nobody is claimed any more for a process that leaves."""
         self._is_leaving = True
         while self._tasks:
             await asyncio.wait(set(self._tasks))
@@ -96,7 +141,7 @@ class Worker:
             self._being_written.difference_update(one.request_id for one in endings)
         for one in endings:
             is_ours = one.request_id in numbers
-            self.substation.finish(one.request_id, monotonic_s(), counts=is_ours)
+            self.substation.finish(one, monotonic_s(), counts=is_ours)
             if not is_ours:
                 log.warning("end_not_ours", substation=self.substation.id, request_id=one.request_id)
         await self.serve_bays()

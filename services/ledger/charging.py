@@ -1,7 +1,6 @@
-"""What a substation may do with the ledger: register, claim, tell progress, end, decline."""
+"""What a substation may do with requests: claim them, end them, decline them."""
 
-from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import astuple
 from typing import Protocol
 
@@ -9,22 +8,29 @@ from services.ledger import statements
 from services.ledger.committer import Operation, Row, Transaction
 from services.ledger.connection import LedgerConnection
 from services.ledger.dispatch import give_back
-from services.ledger.records import Claimed, Claims, Ending, Heartbeat, Progress, Registration, Tenure
+from services.ledger.records import Claimed, Claims, Ending
 from services.ledger.states import Reason
 from services.messages import Hint
 
 
 class Charging(Protocol):
-    """A substation's view of the ledger; every method raises `LedgerUnavailable`."""
+    """A substation's view of its requests; every method raises `LedgerUnavailable`."""
 
-    async def register(self, registrations: Sequence[Registration]) -> list[Tenure]:
-        """Begin a new epoch of each substation, and take its charging rows along."""
+    async def claim(
+        self,
+        hints: Sequence[Hint],
+        substation: str,
+        epoch: int,
+        places: int,
+        *,
+        in_bays: Collection[Hint] = (),
+        grant_s: int = 0,
+    ) -> Claims:
+        """Assigned to us at that attempt → charging in our epoch; who stands in a bay first, then in the room's order.
 
-    async def claim(self, hints: Sequence[Hint], substation: str, epoch: int, places: int) -> Claims:
-        """Assigned to us at that attempt → charging in our epoch, in the order of the waiting room.
-
-        At most `places` of them, and never more than the ledger itself counts free connectors. One that an earlier
-        call has claimed, whose answer was lost, is among the claimed.
+        At most `places` of them, and never more than the ledger itself counts free connectors. Each gets a first grant
+        of energy for `grant_s` of session time. One that an earlier call has claimed, whose answer was lost, is among
+        the claimed.
         """
 
     async def decline(self, hints: Sequence[Hint], substation: str) -> set[str]:
@@ -36,27 +42,10 @@ class Charging(Protocol):
         One that an earlier call has ended, whose answer was lost, is among them.
         """
 
-    async def heartbeat(
-        self, epochs: dict[str, int], progress: Sequence[Progress], older_than_ms: int
-    ) -> list[Heartbeat]:
-        """Write progress of the hosted substations, and read back what their process may not know.
 
-        Names assigned rows (as overdue those assigned more than `older_than_ms` ago), charging rows that `progress`
-        does not name, and charging rows that are asked to stop.
-        """
-
-
-def _register(transaction: Transaction, rows: list[Row]) -> list[Row]:
-    registered = transaction.execute(statements.REGISTER, [row["values"] for row in rows])
-    resumed: dict[str, list[Row]] = defaultdict(list)
-    epochs = [[row["id"], row["epoch"]] for row in registered]
-    for row in transaction.execute(statements.RESUME, epochs):
-        resumed[row["substation"]].append(row)
-    return [{**row, "resumed": resumed[row["id"]]} for row in registered]
-
-
-def _claim(transaction: Transaction, rows: list[Row]) -> list[Row]:
-    hints = [[row["id"], row["attempt"], row["substation"], row["epoch"], row["places"]] for row in rows]
+def claim(transaction: Transaction, rows: list[Row]) -> list[Row]:
+    """Claim rows of the hints' values; see `Charging.claim`."""
+    hints = [row["values"] for row in rows]
     _count(transaction, statements.COUNT_CLAIMS, transaction.execute(statements.CLAIM, hints), "claim_number")
     claimed = transaction.execute(statements.CLAIMED, [hint[:4] for hint in hints])
     if len(claimed) == len(rows):
@@ -65,7 +54,8 @@ def _claim(transaction: Transaction, rows: list[Row]) -> list[Row]:
     return claimed + [{**row, "is_held": True} for row in held]
 
 
-def _end(transaction: Transaction, rows: list[Row]) -> list[Row]:
+def end(transaction: Transaction, rows: list[Row]) -> list[Row]:
+    """End rows of the endings' values; see `Charging.end`."""
     ended = transaction.execute(statements.END, [row["values"] for row in rows])
     _count(transaction, statements.COUNT_ENDS, ended, "end_number")
     return transaction.execute(statements.ENDED, [row["values"][:4] for row in rows])
@@ -79,33 +69,8 @@ def _count(transaction: Transaction, statement: str, changed: list[Row], number:
         transaction.execute(statement, [[substation, total] for substation, total in highest.items()])
 
 
-def _heartbeat(transaction: Transaction, rows: list[Row]) -> list[Row]:
-    progress = [one for row in rows for one in row["progress"]]
-    if progress:
-        transaction.execute(statements.PROGRESS, progress)
-    hosted = [[row["substation"]] for row in rows]
-    answers: dict[str, Row] = {
-        row["substation"]: {**row, "assigned": [], "overdue": [], "charging": [], "stops_asked": []}
-        for row in transaction.execute(statements.EPOCHS, hosted)
-    }
-    older_than_ms = min(row["older_than_ms"] for row in rows)
-    for row in transaction.execute(statements.ASSIGNED_HERE, hosted, older_than_ms=older_than_ms):
-        answer, hint = answers[row["substation"]], Hint(row["id"], row["attempt"])
-        answer["assigned"].append(hint)
-        if row["is_overdue"]:
-            answer["overdue"].append(hint)
-    known = [[row["substation"], ""] for row in rows] + [[one[2], one[0]] for one in progress]
-    for row in transaction.execute(statements.FORGOTTEN_CHARGING, known):
-        answers[row["substation"]]["charging"].append(row)
-    for row in transaction.execute(statements.STOPS_ASKED, hosted):
-        answers[row["substation"]]["stops_asked"].append(Hint(row["id"], row["attempt"]))
-    return list(answers.values())
-
-
-REGISTER = Operation("register", "id", _register)
-CLAIM = Operation("claim", "id", _claim)
-END = Operation("end", "id", _end)
-HEARTBEAT = Operation("heartbeat", "substation", _heartbeat)
+CLAIM = Operation("claim", "id", claim)
+END = Operation("end", "id", end)
 
 
 class LedgerCharging:
@@ -114,29 +79,24 @@ class LedgerCharging:
     def __init__(self, connection: LedgerConnection) -> None:
         self._connection = connection
 
-    async def register(self, registrations: Sequence[Registration]) -> list[Tenure]:
-        """See `Charging.register`."""
-        rows: list[Row] = [{"id": one.substation, "values": astuple(one)} for one in registrations]
-        return [
-            Tenure(row["id"], row["epoch"], tuple(_claimed(one) for one in row["resumed"]))
-            for row in await self._connection.write(REGISTER, rows)
-        ]
-
-    async def claim(self, hints: Sequence[Hint], substation: str, epoch: int, places: int) -> Claims:
+    async def claim(
+        self,
+        hints: Sequence[Hint],
+        substation: str,
+        epoch: int,
+        places: int,
+        *,
+        in_bays: Collection[Hint] = (),
+        grant_s: int = 0,
+    ) -> Claims:
         """See `Charging.claim`."""
         rows: list[Row] = [
-            {
-                "id": hint.request_id,
-                "attempt": hint.attempt,
-                "substation": substation,
-                "epoch": epoch,
-                "places": max(0, places),
-            }
+            {"id": hint.request_id, "values": [*hint, substation, epoch, max(0, places), grant_s, int(hint in in_bays)]}
             for hint in hints
         ]
         answer = await self._connection.write(CLAIM, rows)
         return Claims(
-            tuple(_claimed(row) for row in answer if "is_held" not in row),
+            tuple(claimed(row) for row in answer if "is_held" not in row),
             tuple(Hint(row["id"], row["attempt"]) for row in answer if "is_held" in row),
         )
 
@@ -149,39 +109,19 @@ class LedgerCharging:
         rows: list[Row] = [{"id": one.request_id, "values": astuple(one)} for one in endings]
         return {row["id"]: row["end_number"] for row in await self._connection.write(END, rows)}
 
-    async def heartbeat(
-        self, epochs: dict[str, int], progress: Sequence[Progress], older_than_ms: int
-    ) -> list[Heartbeat]:
-        """See `Charging.heartbeat`."""
-        by_substation: dict[str, list[tuple[object, ...]]] = {substation: [] for substation in epochs}
-        for one in progress:
-            by_substation[one.substation].append(astuple(one))
-        rows: list[Row] = [
-            {"substation": substation, "progress": theirs, "older_than_ms": older_than_ms}
-            for substation, theirs in by_substation.items()
-        ]
-        return [
-            Heartbeat(
-                row["substation"],
-                row["epoch"],
-                tuple(row["assigned"]),
-                tuple(row["overdue"]),
-                tuple(_claimed(one) for one in row["charging"]),
-                tuple(row["stops_asked"]),
-            )
-            for row in await self._connection.write(HEARTBEAT, rows)
-        ]
 
-
-def _claimed(row: Row) -> Claimed:
+def claimed(row: Row) -> Claimed:
+    """A charging row as its substation needs it."""
     return Claimed(
-        row["id"],
-        row["attempt"],
-        row["substation"],
-        row["epoch"],
-        row["claim_number"],
-        row["power_max_w"],
-        row["energy_requested_j"],
-        row["energy_delivered_j"],
-        row["departs_in_ms"],
+        request_id=row["id"],
+        attempt=row["attempt"],
+        substation=row["substation"],
+        epoch=row["epoch"],
+        claim_number=row["claim_number"],
+        power_max_w=row["power_max_w"],
+        energy_requested_j=row["energy_requested_j"],
+        energy_delivered_j=row["energy_delivered_j"],
+        energy_granted_j=row["energy_granted_j"],
+        departs_in_ms=row["departs_in_ms"],
+        stop_asked=bool(row["stop_asked"]),
     )

@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
@@ -45,13 +45,14 @@ async def open_ledger(
     *,
     shared: bool,
     speed: float,
+    lease_s: float,
     startup_timeout_s: float,
     observe_commit_s: Callable[[float], object],
 ) -> AsyncIterator[LedgerConnection]:
-    """Open the ledger at `url`, making it where there is none, and agree with it on the simulation speed.
+    """Open the ledger at `url`, making it where there is none, and agree with it on speed and lease.
 
     `shared` tells that its users are on several hosts; a busy ledger is waited for. Raises `Misconfigured`
-    for an address or a file that cannot be used, and for another speed than the ledger's sessions run at.
+    for an address or a file that cannot be used, and for another speed or lease than the ledger's first user's.
     """
     path = _sqlite_path(url, shared=shared)
     await asyncio.to_thread(sqlite.prepare, path, startup_timeout_s)
@@ -60,7 +61,7 @@ async def open_ledger(
     thread = ThreadPoolExecutor(1, "ledger-reader")
     try:
         connection = LedgerConnection(committer, reader, thread)
-        await _agree_on_speed(connection, speed, startup_timeout_s)
+        await _agree(connection, {"speed": f"{speed:g}", "lease_s": f"{lease_s:g}"}, startup_timeout_s)
         yield connection
     finally:
         await committer.close()
@@ -85,27 +86,31 @@ def _sqlite_path(url: str, *, shared: bool) -> Path:
     return path
 
 
-def _speed_kept(transaction: Transaction, rows: list[Row]) -> list[Row]:
-    transaction.execute(statements.AGREE_SPEED, speed=rows[0]["speed"])
-    return [{"speed": rows[0]["speed"], "kept": transaction.execute(statements.SPEED)[0]["value"]}]
+def _agreed(transaction: Transaction, rows: list[Row]) -> list[Row]:
+    wished = [[row["name"], row["value"]] for row in rows]
+    transaction.execute(statements.AGREE, wished)
+    return transaction.execute(statements.AGREED, wished)
 
 
-AGREE_ON_SPEED = Operation("agree_on_speed", "speed", _speed_kept)
+AGREE = Operation("agree", "name", _agreed)
 
 
-async def _agree_on_speed(connection: LedgerConnection, speed: float, startup_timeout_s: float) -> None:
+async def _agree(connection: LedgerConnection, wished: Mapping[str, str], startup_timeout_s: float) -> None:
+    """Hold this process's values against those of the ledger's first user; raises `Misconfigured`."""
     loop = asyncio.get_running_loop()
     give_up_at = loop.time() + startup_timeout_s
     while True:
         try:
-            answer = (await connection.write(AGREE_ON_SPEED, [{"speed": f"{speed:g}"}]))[0]
+            rows = await connection.write(AGREE, [{"name": name, "value": value} for name, value in wished.items()])
             break
         except LedgerUnavailable as error:
             if loop.time() > give_up_at:
                 raise Misconfigured(f"EVENLOAD_LEDGER_URL: the ledger cannot be written: {error}") from None
             await asyncio.sleep(RETRY_PAUSE_S)
-    if answer["kept"] != answer["speed"]:
-        raise Misconfigured(
-            f"EVENLOAD_SPEED is {answer['speed']}, but the sessions of this ledger run at {answer['kept']}: "
-            f"set EVENLOAD_SPEED={answer['kept']}, or name another ledger"
-        )
+    for row in rows:
+        name, kept = row["name"], row["value"]
+        if kept != wished[name]:
+            raise Misconfigured(
+                f"EVENLOAD_{name.upper()} is {wished[name]}, but this ledger is used with {kept}: "
+                f"set EVENLOAD_{name.upper()}={kept}, or name another ledger"
+            )

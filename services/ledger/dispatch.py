@@ -11,6 +11,9 @@ from services.ledger.records import Assignment, Known, RegisteredSubstation, Uns
 from services.ledger.states import Reason
 from services.messages import Hint
 
+REMEMBER_GONE_MS = 600_000
+"""So long a substation without a lease is still told of: somebody will want to see that it is gone."""
+
 
 class Dispatch(Protocol):
     """A balancer's view of the ledger; every method raises `LedgerUnavailable`."""
@@ -27,17 +30,11 @@ class Dispatch(Protocol):
     async def give_back(self, hints: Sequence[Hint], substation: str, reason: Reason) -> set[str]:
         """Assigned to `substation` at that attempt → accepted; the ids of those that changed."""
 
-    async def expire(self) -> list[str]:
-        """End what waited past its `wait_until`; the ids of those that changed."""
-
-    async def forget(self, older_than_ms: int, most: int) -> int:
-        """Delete requests that ended more than `older_than_ms` ago, with their history and key; how many."""
-
     async def unseen(self, known: Sequence[Known]) -> list[Unseen]:
         """What the readings do not contain yet: assigned rows, later claims, and (negative) later ends."""
 
     async def registry(self) -> list[RegisteredSubstation]:
-        """Every substation that ever registered, by id."""
+        """Every substation that has a lease, or had one until a little while ago, by id."""
 
 
 def _assign(transaction: Transaction, rows: list[Row]) -> list[Row]:
@@ -52,23 +49,8 @@ def _give_back(transaction: Transaction, rows: list[Row]) -> list[Row]:
     )
 
 
-def _expire(transaction: Transaction, rows: list[Row]) -> list[Row]:
-    changed = transaction.execute(statements.EXPIRE)
-    return [{"sweep": rows[0]["sweep"], "ids": [row["id"] for row in changed]}]
-
-
-def _forget(transaction: Transaction, rows: list[Row]) -> list[Row]:
-    limits = {name: rows[0][name] for name in ("older_than_ms", "most")}
-    forgotten = [[row["id"]] for row in transaction.execute(statements.FORGET, **limits)]
-    if forgotten:
-        transaction.execute(statements.FORGET_HISTORY, forgotten)
-    return [{"sweep": rows[0]["sweep"], "requests": len(forgotten)}]
-
-
 ASSIGN = Operation("assign", "id", _assign)
 GIVE_BACK = Operation("give_back", "id", _give_back)
-EXPIRE = Operation("expire", "sweep", _expire)
-FORGET = Operation("forget", "sweep", _forget)
 
 
 async def give_back(connection: LedgerConnection, hints: Sequence[Hint], substation: str, reason: Reason) -> set[str]:
@@ -115,17 +97,6 @@ class LedgerDispatch:
         """See `Dispatch.give_back`."""
         return await give_back(self._connection, hints, substation, reason)
 
-    async def expire(self) -> list[str]:
-        """See `Dispatch.expire`."""
-        ids: list[str] = (await self._connection.write(EXPIRE, [{"sweep": "deadline"}]))[0]["ids"]
-        return ids
-
-    async def forget(self, older_than_ms: int, most: int) -> int:
-        """See `Dispatch.forget`."""
-        rows: list[Row] = [{"sweep": "retention", "older_than_ms": older_than_ms, "most": most}]
-        forgotten: int = (await self._connection.write(FORGET, rows))[0]["requests"]
-        return forgotten
-
     async def unseen(self, known: Sequence[Known]) -> list[Unseen]:
         """See `Dispatch.unseen`."""
         rows = await self._connection.read(
@@ -137,8 +108,11 @@ class LedgerDispatch:
 
     async def registry(self) -> list[RegisteredSubstation]:
         """See `Dispatch.registry`."""
-        rows = await self._connection.read(lambda it: it.execute(statements.REGISTRY))
-        return [RegisteredSubstation(row["id"], row["zone"], row["epoch"], row["metrics_url"]) for row in rows]
+        rows = await self._connection.read(lambda it: it.execute(statements.REGISTRY, gone_within_ms=REMEMBER_GONE_MS))
+        return [
+            RegisteredSubstation(row["id"], row["zone"], row["epoch"], row["metrics_url"], bool(row["has_lease"]))
+            for row in rows
+        ]
 
 
 def _waiting(rows: list[Row]) -> list[Waiting]:

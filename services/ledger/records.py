@@ -129,7 +129,7 @@ class Unseen:
 
 @dataclass(frozen=True, slots=True)
 class Registration:
-    """A substation that a process hosts, as it registers it at start."""
+    """A substation that a process would host, as the grid file has it."""
 
     substation: str
     zone: str | None
@@ -142,17 +142,18 @@ class Registration:
 
 @dataclass(frozen=True, slots=True)
 class RegisteredSubstation:
-    """A line of the registry."""
+    """A line of the registry; without a lease nobody charges there."""
 
     substation: str
     zone: str | None
     epoch: int
     metrics_url: str
+    has_lease: bool
 
 
 @dataclass(frozen=True, slots=True)
 class Claimed:
-    """A request that is ours to charge; `claim_number` counts within the epoch, 0 for a resumed one."""
+    """A request that is ours to charge; `claim_number` counts within the epoch, at most 0 for a resumed one."""
 
     request_id: str
     attempt: int
@@ -162,8 +163,11 @@ class Claimed:
     power_max_w: int
     energy_requested_j: int
     energy_delivered_j: int
+    energy_granted_j: int
+    """Never deliver beyond it [J]: should the process die, so much counts as delivered."""
     departs_in_ms: int | None = None
     """Wall time until the vehicle leaves, by the database's clock at this answer."""
+    stop_asked: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,23 +179,15 @@ class Claims:
 
 
 @dataclass(frozen=True, slots=True)
-class Tenure:
-    """What registering gave: the epoch, and the sessions to go on with."""
-
-    substation: str
-    epoch: int
-    resumed: tuple[Claimed, ...]
-
-
-@dataclass(frozen=True, slots=True)
 class Progress:
-    """Energy delivered so far by a running session [J]."""
+    """Energy delivered so far by a running session [J], and up to where it would go on before it is heard again."""
 
     request_id: str
     attempt: int
     substation: str
     epoch: int
     energy_delivered_j: int
+    energy_wanted_j: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,8 +204,21 @@ class Ending:
 
 
 @dataclass(frozen=True, slots=True)
+class Beat:
+    """What a process tells of one substation that it holds, and renews its lease by."""
+
+    substation: str
+    epoch: int
+    holder: str
+    progress: tuple[Progress, ...]
+    in_bays: tuple[Hint, ...]
+    grant_s: int
+    """Session time that a grant to an adopted session lasts at its most power."""
+
+
+@dataclass(frozen=True, slots=True)
 class Heartbeat:
-    """What the ledger thinks of one substation: its epoch, rows that its process may not know of, stops."""
+    """The answer to a beat that renewed the lease: what the ledger thinks of that substation."""
 
     substation: str
     epoch: int
@@ -217,7 +226,26 @@ class Heartbeat:
     overdue: tuple[Hint, ...]
     """Those of `assigned` whose message should have come by now."""
     charging: tuple[Claimed, ...]
-    stops_asked: tuple[Hint, ...]
+    """All that charge there in this epoch, known to the process or not."""
+
+
+@dataclass(frozen=True, slots=True)
+class Swept:
+    """A row that the sweep moved: how it stands now, and why."""
+
+    request_id: str
+    status: Status
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Breach:
+    """A promise that the ledger's rows break, and the row that shows it; there must never be one."""
+
+    promise: str
+    subject: str
+    after_s: float
+    """It counts once it has stood for so long: what somebody has yet to put right is none."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,7 @@
 
 from services.errors import Misconfigured
 
-VERSION = 2
+VERSION = 3
 
 _HISTORY = """
 INSERT INTO transition (request_id, at_ms, status, substation, attempt, epoch, reason)
@@ -19,18 +19,22 @@ SQLITE = (
         vehicle_id         TEXT    NOT NULL,
         energy_requested_j INTEGER NOT NULL,
         energy_delivered_j INTEGER NOT NULL DEFAULT 0,
+        energy_granted_j   INTEGER NOT NULL DEFAULT 0,
         power_max_w        INTEGER NOT NULL,
         priority           INTEGER NOT NULL,
         zone               TEXT,
         depart_by_ms       INTEGER,
         departs_at_ms      INTEGER,
         accepted_at_ms     INTEGER NOT NULL,
+        wait_max_ms        INTEGER NOT NULL,
         wait_until_ms      INTEGER NOT NULL,
         changed_at_ms      INTEGER NOT NULL,
         status             TEXT    NOT NULL,
         reason             TEXT    NOT NULL,
         attempt            INTEGER NOT NULL DEFAULT 0,
+        interruptions      INTEGER NOT NULL DEFAULT 0,
         substation         TEXT,
+        bay_epoch          INTEGER,
         epoch              INTEGER,
         claim_number       INTEGER,
         claimed_at_ms      INTEGER,
@@ -80,6 +84,11 @@ SQLITE = (
         bays         INTEGER NOT NULL,
         metrics_url  TEXT    NOT NULL,
         epoch        INTEGER NOT NULL DEFAULT 1,
+        renewals     INTEGER NOT NULL DEFAULT 0,
+        holder       TEXT,
+        released     INTEGER NOT NULL DEFAULT 0,
+        heir         TEXT,
+        left_at_ms   INTEGER,
         claims_total INTEGER NOT NULL DEFAULT 0,
         ends_total   INTEGER NOT NULL DEFAULT 0
     )

@@ -33,8 +33,11 @@ def render(statement: str, dialect: Dialect) -> str:
 
 # --- what every service does at its start ------------------------------------------------------------------------
 
-AGREE_SPEED = "INSERT INTO meta (name, value) VALUES ('speed', :speed) ON CONFLICT (name) DO NOTHING"
-SPEED = "SELECT value FROM meta WHERE name = 'speed'"
+AGREE = """
+INSERT INTO meta (name, value) SELECT r.name, r.value FROM {rows: name, value} AS r WHERE true
+ON CONFLICT (name) DO NOTHING
+"""
+AGREED = "SELECT m.name, m.value FROM {rows: name, value} AS r JOIN meta AS m ON m.name = r.name"
 
 # --- what gateways do -------------------------------------------------------------------------------------------
 
@@ -53,10 +56,12 @@ ACCEPT_COLUMNS = (
 )
 ACCEPT = """
 INSERT INTO request (id, vehicle_id, energy_requested_j, power_max_w, priority, zone, depart_by_ms, departs_at_ms,
-                     accepted_at_ms, wait_until_ms, changed_at_ms, status, reason, idempotency_key, body_hash)
+                     accepted_at_ms, wait_max_ms, wait_until_ms, changed_at_ms, status, reason, idempotency_key,
+                     body_hash)
 SELECT r.id, r.vehicle_id, r.energy_requested_j, r.power_max_w, r.priority, r.zone, r.depart_by_ms, r.departs_at_ms,
-       {now}, CASE WHEN r.departs_at_ms < {now} + r.wait_max_ms THEN r.departs_at_ms
-                   ELSE {now} + r.wait_max_ms END, {now}, 'accepted', 'submitted', r.idempotency_key, r.body_hash
+       {now}, r.wait_max_ms, CASE WHEN r.departs_at_ms < {now} + r.wait_max_ms THEN r.departs_at_ms
+                                  ELSE {now} + r.wait_max_ms END,
+       {now}, 'accepted', 'submitted', r.idempotency_key, r.body_hash
 FROM {rows: id, vehicle_id, energy_requested_j, power_max_w, priority, zone, depart_by_ms, departs_at_ms,
             wait_max_ms, idempotency_key, body_hash} AS r
 WHERE true
@@ -107,7 +112,7 @@ def _queued(condition: str) -> str:
 SELECT id AS request_id, substation, zone, energy_requested_j - energy_delivered_j AS owed_j, power_max_w,
        wait_until_ms - {{now}} AS wait_left_ms, departs_at_ms - {{now}} AS departs_in_ms
 FROM request WHERE {condition}
-"""  # noqa: S608 (conditions are this module's own)
+"""
 
 
 CHARGING_NOW = _queued("status = 'charging'")
@@ -126,7 +131,7 @@ SELECT * FROM (
       AND changed_at_ms > {{now}} - :within_ms AND claimed_at_ms IS NOT NULL
     ORDER BY changed_at_ms DESC LIMIT :most
 ) AS {status}
-"""  # noqa: S608 (states are this module's own)
+"""
 
 
 # The first condition reads like the index's own, or SQLite does not use it.
@@ -167,7 +172,7 @@ LIMIT :most
 ASSIGN = """
 UPDATE request
 SET status = 'assigned', reason = 'dispatched', attempt = request.attempt + 1, substation = r.substation,
-    decision = r.decision, changed_at_ms = {now}
+    bay_epoch = NULL, decision = r.decision, changed_at_ms = {now}
 FROM {rows: id, attempt, substation, decision} AS r
 WHERE request.id = r.id AND request.status = 'accepted' AND request.attempt = r.attempt
   AND request.wait_until_ms > {now}
@@ -210,43 +215,57 @@ FROM {rows: substation, epoch, claims_total, ends_total} AS r
 JOIN request AS q ON q.substation = r.substation AND q.epoch = r.epoch AND q.end_number > r.ends_total
 WHERE q.claim_number <= r.claims_total
 """
-REGISTRY = "SELECT id, zone, epoch, metrics_url FROM substation ORDER BY id"
+REGISTRY = """
+SELECT id, zone, epoch, metrics_url, CASE WHEN left_at_ms IS NULL THEN 1 ELSE 0 END AS has_lease FROM substation
+WHERE left_at_ms IS NULL OR left_at_ms > {now} - :gone_within_ms
+ORDER BY id
+"""
+
+# A breach counts once it has stood for so long: a sweep that was away has first to catch up.
+AUDIT = """
+SELECT 'more energy than granted, or granted than asked for' AS promise, id AS subject, 0 AS after_s FROM request
+WHERE status = 'charging' AND (energy_delivered_j > energy_granted_j OR energy_granted_j > energy_requested_j)
+UNION ALL
+SELECT 'charging outside of a tenure', q.id, 0 FROM request AS q LEFT JOIN substation AS s ON s.id = q.substation
+WHERE q.status = 'charging' AND (s.id IS NULL OR q.epoch IS NULL OR q.epoch > s.epoch)
+UNION ALL
+SELECT 'more sessions than connectors', s.id, 0 FROM substation AS s
+WHERE s.connectors < (SELECT count(*) FROM request AS o WHERE o.status = 'charging' AND o.substation = s.id)
+UNION ALL
+SELECT 'ended twice', request_id, 0 FROM transition
+WHERE number > (SELECT max(number) FROM transition) - :newest
+  AND status IN ('completed', 'stopped', 'cancelled', 'expired', 'failed')
+GROUP BY request_id HAVING count(*) > 1
+UNION ALL
+SELECT 'assigned where nobody is', q.id, 30 FROM request AS q JOIN substation AS s ON s.id = q.substation
+WHERE q.status = 'assigned' AND s.left_at_ms IS NOT NULL
+UNION ALL
+SELECT 'waiting past its time', id, 30 FROM request
+WHERE status IN ('accepted', 'assigned') AND wait_until_ms <= {now}
+LIMIT 100
+"""
 
 # --- what substations do ----------------------------------------------------------------------------------------
 
-REGISTER = """
-INSERT INTO substation (id, zone, rated_w, limit_w, connectors, bays, metrics_url)
-SELECT r.id, r.zone, r.rated_w, r.limit_w, r.connectors, r.bays, r.metrics_url
-FROM {rows: id, zone, rated_w, limit_w, connectors, bays, metrics_url} AS r
-WHERE true
-ON CONFLICT (id) DO UPDATE
-SET zone = excluded.zone, rated_w = excluded.rated_w, limit_w = excluded.limit_w,
-    connectors = excluded.connectors, bays = excluded.bays, metrics_url = excluded.metrics_url,
-    epoch = substation.epoch + 1, claims_total = 0, ends_total = 0
-RETURNING id, epoch
-"""
-RESUME = """
-UPDATE request
-SET reason = 'resumed', epoch = r.epoch, claim_number = 0, changed_at_ms = {now}
-FROM {rows: substation, epoch} AS r
-WHERE request.substation = r.substation AND request.status = 'charging'
-RETURNING id, attempt, substation, epoch, claim_number, power_max_w, energy_requested_j, energy_delivered_j,
-          departs_at_ms - {now} AS departs_in_ms
-"""
 CLAIM = """
 UPDATE request
 SET status = 'charging', reason = 'claimed', epoch = r.epoch, claim_number = r.claims_total + r.place,
-    claimed_at_ms = {now}, changed_at_ms = {now}
+    claimed_at_ms = {now}, changed_at_ms = {now},
+    energy_granted_j =
+        CASE WHEN request.energy_requested_j < request.energy_delivered_j + request.power_max_w * r.grant_s
+             THEN request.energy_requested_j
+             ELSE request.energy_delivered_j + request.power_max_w * r.grant_s END
 FROM (
-    SELECT q.id, q.attempt, s.id AS substation, s.epoch, s.claims_total, c.places,
+    SELECT q.id, q.attempt, s.id AS substation, s.epoch, s.claims_total, c.places, c.grant_s,
            s.connectors - (SELECT count(*) FROM request AS o
                            WHERE o.status = 'charging' AND o.substation = s.id) AS connectors_free,
-           row_number() OVER (PARTITION BY s.id ORDER BY q.priority DESC, q.wait_until_ms, q.arrival) AS place
-    FROM {rows: id, attempt, substation, epoch, places} AS c
+           row_number() OVER (PARTITION BY s.id ORDER BY c.stands_in_bay DESC, q.priority DESC, q.wait_until_ms,
+                                                         q.arrival) AS place
+    FROM {rows: id, attempt, substation, epoch, places, grant_s, stands_in_bay} AS c
     JOIN request AS q ON q.id = c.id
     JOIN substation AS s ON s.id = c.substation
     WHERE q.status = 'assigned' AND q.attempt = c.attempt AND q.substation = c.substation AND s.epoch = c.epoch
-      AND q.wait_until_ms > {now}
+      AND s.released = 0 AND q.stop_asked = 0 AND q.wait_until_ms > {now}
 ) AS r
 WHERE request.id = r.id AND request.status = 'assigned' AND request.attempt = r.attempt
   AND r.place <= r.places AND r.place <= r.connectors_free
@@ -254,7 +273,7 @@ RETURNING id, substation, claim_number
 """
 CLAIMED = """
 SELECT q.id, q.attempt, q.substation, q.epoch, q.claim_number, q.power_max_w, q.energy_requested_j,
-       q.energy_delivered_j, q.departs_at_ms - {now} AS departs_in_ms
+       q.energy_delivered_j, q.energy_granted_j, q.departs_at_ms - {now} AS departs_in_ms, q.stop_asked
 FROM {rows: id, attempt, substation, epoch} AS r JOIN request AS q ON q.id = r.id
 WHERE q.status = 'charging' AND q.attempt = r.attempt AND q.substation = r.substation AND q.epoch = r.epoch
 ORDER BY q.claim_number
@@ -269,18 +288,13 @@ COUNT_CLAIMS = """
 UPDATE substation SET claims_total = r.total FROM {rows: id, total} AS r
 WHERE substation.id = r.id AND substation.claims_total < r.total RETURNING id
 """
-PROGRESS = """
-UPDATE request SET energy_delivered_j = r.delivered
-FROM {rows: id, attempt, substation, epoch, delivered} AS r
-WHERE request.id = r.id AND request.status = 'charging' AND request.attempt = r.attempt
-  AND request.substation = r.substation AND request.epoch = r.epoch AND request.energy_delivered_j < r.delivered
-RETURNING id
-"""
 END = """
 UPDATE request
 SET status = r.status, reason = r.reason, end_number = r.end_number, changed_at_ms = {now},
     energy_delivered_j = CASE WHEN r.delivered > request.energy_delivered_j THEN r.delivered
-                              ELSE request.energy_delivered_j END
+                              ELSE request.energy_delivered_j END,
+    energy_granted_j = CASE WHEN r.delivered > request.energy_delivered_j THEN r.delivered
+                            ELSE request.energy_delivered_j END
 FROM (
     SELECT q.id, q.attempt, q.epoch, c.status, c.reason, c.delivered,
            s.ends_total + row_number() OVER (PARTITION BY s.id ORDER BY q.arrival) AS end_number
@@ -301,25 +315,4 @@ WHERE q.end_number IS NOT NULL AND q.attempt = r.attempt AND q.substation = r.su
 COUNT_ENDS = """
 UPDATE substation SET ends_total = r.total FROM {rows: id, total} AS r
 WHERE substation.id = r.id AND substation.ends_total < r.total RETURNING id
-"""
-EPOCHS = "SELECT s.id AS substation, s.epoch FROM {rows: substation} AS r JOIN substation AS s ON s.id = r.substation"
-ASSIGNED_HERE = """
-SELECT q.id, q.attempt, q.substation, q.changed_at_ms <= {now} - :older_than_ms AS is_overdue
-FROM {rows: substation} AS r JOIN request AS q ON q.status = 'assigned' AND q.substation = r.substation
-WHERE q.wait_until_ms > {now}
-ORDER BY q.priority DESC, q.wait_until_ms, q.arrival
-"""
-STOPS_ASKED = """
-SELECT q.id, q.attempt, q.substation
-FROM {rows: substation} AS r
-JOIN substation AS s ON s.id = r.substation
-JOIN request AS q ON q.status = 'charging' AND q.substation = s.id AND q.epoch = s.epoch
-WHERE q.stop_asked = 1
-"""
-FORGOTTEN_CHARGING = """
-SELECT q.id, q.attempt, q.substation, q.epoch, q.claim_number, q.power_max_w, q.energy_requested_j,
-       q.energy_delivered_j, q.departs_at_ms - {now} AS departs_in_ms
-FROM substation AS s JOIN request AS q ON q.status = 'charging' AND q.substation = s.id AND q.epoch = s.epoch
-WHERE s.id IN (SELECT substation FROM {rows: substation, known_id} AS hosted)
-  AND q.id NOT IN (SELECT known_id FROM {rows: substation, known_id} AS known)
 """

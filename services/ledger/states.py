@@ -30,6 +30,10 @@ FOLLOWERS: dict[Status, frozenset[Status]] = {
 }
 
 
+INTERRUPTIONS_MAX = 10
+"""So often a session may lose its substation and go on; after the next time it has failed."""
+
+
 class Reason(StrEnum):
     """Why a transition happened, as the history tells it."""
 
@@ -39,6 +43,9 @@ class Reason(StrEnum):
     RESUMED = "resumed"
     DECLINED = "declined"
     UNROUTABLE = "unroutable"
+    UNCLAIMED = "unclaimed"
+    SUBSTATION_LOST = "substation_lost"
+    INTERRUPTED_TOO_OFTEN = "interrupted_too_often"
     WAITED_TOO_LONG = "waited_too_long"
     REMOTE = "Remote"
     """OCPP's word for an end that somebody asked for."""

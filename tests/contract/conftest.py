@@ -1,5 +1,8 @@
 """Ledgers for the contract tests; whatever a test did, every history must be sound afterwards."""
 
+import contextlib
+import sqlite3
+
 import pytest
 from harness.ledger import (
     Ledger,
@@ -26,10 +29,21 @@ def path(tmp_path):
 
 
 @pytest.fixture
+def execute(path):
+    """Changes the ledger behind everybody's back."""
+
+    def run(statement, *parameters):
+        with contextlib.closing(sqlite3.connect(path)) as database, database:
+            database.execute(statement, parameters)
+
+    return run
+
+
+@pytest.fixture
 async def ledger(path):
     async with opened(path) as connection:
         one = Ledger(connection)
-        await one.charging.register([registration("north"), registration("south")])
+        await one.take(registration("north"), registration("south"))
         yield one
 
 

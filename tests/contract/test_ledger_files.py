@@ -10,7 +10,6 @@ from harness.ledger import (
     Ledger,
     new_request,
     opened,
-    registration,
 )
 
 from services.errors import LedgerUnavailable, Misconfigured
@@ -42,9 +41,9 @@ async def test_a_ledger_whose_processes_were_killed_opens_with_everything_that_w
         shutil.copyfile(f"{path}{suffix}", f"{left}{suffix}")
 
     async with opened(left) as connection:
-        (tenure,) = await Ledger(connection).charging.register([registration("north")])
+        answer = await Ledger(connection).beat()
 
-    assert {one.request_id for one in tenure.resumed} == set(MANY)
+    assert {one.request_id for one in answer.charging} == set(MANY)
 
 
 async def test_a_ledger_whose_making_was_cut_short_is_made_anew(path):
@@ -118,7 +117,7 @@ async def test_a_sqlite_file_for_several_hosts_is_refused_before_it_is_made(tmp_
 async def test_an_address_that_names_no_ledger_is_refused(url):
     with pytest.raises(Misconfigured, match="EVENLOAD_LEDGER_URL"):
         async with open_ledger(
-            url, shared=False, speed=60, startup_timeout_s=5, observe_commit_s=lambda _seconds: None
+            url, shared=False, speed=60, lease_s=5, startup_timeout_s=5, observe_commit_s=lambda _seconds: None
         ):
             pass
 

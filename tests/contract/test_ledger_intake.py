@@ -7,7 +7,6 @@ from dataclasses import replace
 import pytest
 from harness.ledger import MANY, ending, new_request
 
-from services.ledger.records import Progress
 from services.ledger.states import Reason, Status
 from services.messages import Hint
 
@@ -95,15 +94,13 @@ async def test_a_charging_request_that_is_withdrawn_is_told_to_its_substation_un
     await ledger.claimed("r", "other")
 
     assert await ledger.intake.withdraw("r") is Status.CHARGING
-    progress = [Progress(one, 1, "north", 1, 1_000) for one in ("r", "other")]
     for _ in range(2):
-        [answer] = await ledger.charging.heartbeat({"north": 1}, progress, 0)
-        assert answer.stops_asked == (("r", 1),)
+        answer = await ledger.beat()
+        assert {one.request_id: one.stop_asked for one in answer.charging} == {"r": True, "other": False}
     stopped = ending("r", delivered_j=1_000)
     await ledger.charging.end([replace(stopped, status=Status.STOPPED, reason=Reason.REMOTE)])
 
-    [answer] = await ledger.charging.heartbeat({"north": 1}, progress[1:], 0)
-    assert answer.stops_asked == ()
+    assert [one.request_id for one in (await ledger.beat()).charging] == ["other"]
     assert await ledger.intake.withdraw("r") is Status.STOPPED
     assert (await ledger.intake.request("r")).energy_delivered_j == 1_000
 

@@ -7,11 +7,12 @@ import fcntl
 import itertools
 import sqlite3
 import tempfile
+import time
 from pathlib import Path
 from typing import NamedTuple
 
-from harness.ledger import all_histories, let_the_wait_pass
-from harness.ledger_model import CONNECTORS, WAITING, LedgerModel, PlainLedger
+from harness.ledger import HOLDER, SOON_MS, Ledger, all_histories, let_the_wait_pass
+from harness.ledger_model import CONNECTORS, REQUESTED_J, WAITING, LedgerModel, PlainLedger
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -44,9 +45,12 @@ wrongs = st.sampled_from(
         *(Wrong(elsewhere=True), Wrong(late=True)),
     ]
 )
+stales = st.sampled_from([None] * 4 + ["epoch", "renewals", "holder", "released"])
+holders = st.sampled_from([HOLDER] * 4 + ["a rival #2"])
 picks = st.integers(0, 1_000)
 """Which of those in a fitting state; every seventh time it is any."""
-energies_j = st.integers(0, 5) | st.just(36_000_000)
+energies_j = st.integers(0, 5) | st.just(REQUESTED_J)
+grants_s = st.sampled_from([0, 1, 180, 10_000])
 
 
 class LedgerMachine(RuleBasedStateMachine):
@@ -59,7 +63,12 @@ class LedgerMachine(RuleBasedStateMachine):
         self.path = Path(self.stack.enter_context(tempfile.TemporaryDirectory())) / "ledger.sqlite"
         self.runner = self.stack.enter_context(asyncio.Runner())
         self.opened = open_ledger(
-            f"sqlite:///{self.path}", shared=False, speed=60, startup_timeout_s=5, observe_commit_s=self.count_commit
+            f"sqlite:///{self.path}",
+            shared=False,
+            speed=60,
+            lease_s=5,
+            startup_timeout_s=5,
+            observe_commit_s=self.count_commit,
         )
         self.connection = self.runner.run(self.opened.__aenter__())
         self.stack.callback(lambda: self.runner.run(self.opened.__aexit__(None, None, None)))
@@ -78,7 +87,20 @@ class LedgerMachine(RuleBasedStateMachine):
         """Ask ledger and model the same; returns what both answered."""
         answer = self.runner.run(getattr(self.real, name)(*arguments))
         assert answer == getattr(self.model, name)(*arguments), (name, arguments)
+        self.learn_waits()
         return answer
+
+    def learn_waits(self):
+        """Only the ledger's clock knows until when who was sent back waits; it is a whole wait from now."""
+        for row in self.model.rows.values():
+            if row.waits_anew:
+                row.waits_anew = False
+                row.wait_until_ms = self.wait_until_ms(row.request_id)
+                assert row.wait_until_ms > time.time() * 1000 + SOON_MS / 2
+
+    def wait_until_ms(self, request_id):
+        [[wait_until_ms]] = self.database.execute("SELECT wait_until_ms FROM request WHERE id = ?", [request_id])
+        return wait_until_ms
 
     def race(self, *calls):
         """Ask in one commit; the answers must be those of one order or the other."""
@@ -90,6 +112,7 @@ class LedgerMachine(RuleBasedStateMachine):
             possible.append((model, [told[number] for number in range(len(calls))]))
         self.model = next((model for model, told in possible if told == answers), None)
         assert self.model is not None, (calls, answers, [told for _, told in possible])
+        self.learn_waits()
 
     async def _in_one_commit(self, calls):
         committer = self.connection._committer
@@ -151,7 +174,7 @@ class LedgerMachine(RuleBasedStateMachine):
     @initialize(counts=st.tuples(st.integers(0, 3), st.integers(0, 3), st.integers(0, CONNECTORS)))
     def begin(self, counts):
         for one in (NORTH, SOUTH):
-            self.ask("register", one)
+            self.ask("take", one, None, HOLDER)
         for count, status in zip(counts, (Status.ACCEPTED, Status.ASSIGNED, Status.CHARGING), strict=True):
             self.bring(status, count)
 
@@ -165,8 +188,7 @@ class LedgerMachine(RuleBasedStateMachine):
 
     def newcomer(self, key=None, body="one", priority=0):
         request_id, _ = self.ask("accept", next(self.names), key, body, priority)
-        [[wait_until_ms]] = self.database.execute("SELECT wait_until_ms FROM request WHERE id = ?", [request_id])
-        self.model.rows[request_id].wait_until_ms = wait_until_ms
+        self.model.rows[request_id].wait_until_ms = self.wait_until_ms(request_id)
         return request_id
 
     @rule(pick=picks)
@@ -179,11 +201,17 @@ class LedgerMachine(RuleBasedStateMachine):
     def assign(self, several, wrong, to):
         self.ask("assign", self.hints(several, Status.ACCEPTED, wrong=wrong), to)
 
-    @rule(several=st.lists(picks, min_size=1, max_size=5), wrong=wrongs, places=st.integers(0, CONNECTORS + 1))
-    def claim(self, several, wrong, places):
+    @rule(
+        several=st.lists(picks, min_size=1, max_size=5),
+        wrong=wrongs,
+        places=st.integers(0, CONNECTORS + 1),
+        in_bays=st.integers(0, 3),
+        grant_s=grants_s,
+    )
+    def claim(self, several, wrong, places, in_bays, grant_s):
         hints = self.hints(several, Status.ASSIGNED, wrong=wrong)
         at = self.place(hints[0][0], wrong)
-        self.ask("claim", hints, at, self.epoch(at, wrong), places)
+        self.ask("claim", hints, at, self.epoch(at, wrong), places, hints[-1 : -1 - in_bays : -1], grant_s)
 
     @rule(pick=picks)
     def withdraw_twice(self, pick):
@@ -229,33 +257,66 @@ class LedgerMachine(RuleBasedStateMachine):
     def forget(self):
         self.ask("forget")
 
-    @rule(substation=st.sampled_from([NORTH, SOUTH]))
-    def register_anew(self, substation):
-        self.ask("register", substation)
+    @rule(substation=st.sampled_from([NORTH, SOUTH]), holder=holders, stale=stales)
+    def take(self, substation, holder, stale):
+        self.ask("take", substation, self.seen(substation, stale), holder)
+
+    @rule(substation=st.sampled_from([NORTH, SOUTH]), stale=stales)
+    def lose(self, substation, stale):
+        self.ask("lose", substation, self.seen(substation, stale))
+
+    def seen(self, substation, stale):
+        """A lease as it is, or as it was before something moved."""
+        epoch, renewals, holder, released = self.model.tenures[substation].seen
+        return {
+            "epoch": (epoch - 1, renewals, holder, released),
+            "renewals": (epoch, renewals - 1, holder, released),
+            "holder": (epoch, renewals, "somebody else", released),
+            "released": (epoch, renewals, holder, not released),
+        }.get(stale, (epoch, renewals, holder, released))
+
+    @rule(several=st.lists(picks, min_size=1, max_size=4), wrong=wrongs)
+    def take_back(self, several, wrong):
+        self.ask("take_back", self.hints(several, Status.ASSIGNED, wrong=wrong))
 
     @rule(
         substation=st.sampled_from([NORTH, NORTH, SOUTH]),
+        holder=holders,
         several=st.lists(picks, max_size=4),
+        standing=st.lists(picks, max_size=3),
         wrong=wrongs,
         delivered_j=energies_j,
+        wanted_j=energies_j,
+        grant_s=grants_s,
         older_than_ms=st.sampled_from([0, NEVER_MS]),
     )
-    def heartbeat(self, substation, several, wrong, delivered_j, older_than_ms):
-        progress = [(hint, delivered_j) for hint in self.hints(several, Status.CHARGING, wrong=wrong)]
-        self.ask("heartbeat", substation, self.epoch(substation, wrong), progress, older_than_ms)
+    def beat(self, substation, holder, several, standing, wrong, delivered_j, wanted_j, grant_s, older_than_ms):
+        progress = [(hint, delivered_j, wanted_j) for hint in self.hints(several, Status.CHARGING, wrong=wrong)]
+        in_bays = self.hints(standing, Status.ASSIGNED, wrong=wrong)
+        epoch = self.epoch(substation, wrong)
+        self.ask("beat", substation, epoch, holder, progress, in_bays, grant_s, older_than_ms)
+
+    @rule(substation=st.sampled_from([NORTH, SOUTH]), holder=holders, several=st.lists(picks, max_size=3), wrong=wrongs)
+    def release(self, substation, holder, several, wrong):
+        progress = [(hint, 2, 2) for hint in self.hints(several, Status.CHARGING, wrong=wrong)]
+        self.ask("release", substation, self.epoch(substation, wrong), holder, progress)
 
     @rule(substation=st.sampled_from([NORTH, SOUTH]), delivered_j=energies_j)
     def stop_what_is_asked_to_stop(self, substation, delivered_j):
         """A substation's heartbeat, and what follows from it."""
-        epoch = self.epoch(substation)
-        for hint in self.ask("heartbeat", substation, epoch, [], NEVER_MS)[-1]:
-            before_j = self.model.rows[hint[0]].delivered_j
+        epoch, holder = self.epoch(substation), self.model.tenures[substation].holder
+        answer = self.ask("beat", substation, epoch, holder or HOLDER, [], [], 0, NEVER_MS)
+        if answer is None:
+            return
+        for hint, before_j, _, is_asked in answer[-1]:
+            if not is_asked:
+                continue
             assert self.ask("end", hint, substation, epoch, Status.STOPPED, Reason.REMOTE, delivered_j) is not None
             assert self.ask("withdraw", hint[0]) is Status.STOPPED
             assert self.model.rows[hint[0]].delivered_j == max(before_j, delivered_j)
-        assert self.ask("heartbeat", substation, epoch, [], NEVER_MS)[-1] == set()
+        assert not any(one[-1] for one in self.ask("beat", substation, epoch, holder, [], [], 0, NEVER_MS)[-1])
 
-    @rule(pick=picks, kinds=st.permutations(["withdraw", "claim", "end", "give_back", "assign", "heartbeat"]))
+    @rule(pick=picks, kinds=st.permutations(["withdraw", "claim", "end", "give_back", "assign", "beat", "lose"]))
     def race_of_two(self, pick, kinds):
         request_id = self.pick(pick, Status.ASSIGNED, Status.CHARGING)
         self.race(*(self._call(kind, request_id) for kind in kinds[:2]))
@@ -281,7 +342,8 @@ class LedgerMachine(RuleBasedStateMachine):
             "end": ("end", hint, at, epoch, Status.COMPLETED, Reason.ENERGY_LIMIT_REACHED, 4),
             "give_back": ("give_back", [hint], at, Reason.DECLINED),
             "assign": ("assign", [hint], at),
-            "heartbeat": ("heartbeat", at, epoch, [(hint, 3)], NEVER_MS),
+            "beat": ("beat", at, epoch, self.model.tenures[at].holder or HOLDER, [(hint, 3, 9)], [hint], 1, NEVER_MS),
+            "lose": ("lose", at, self.model.tenures[at].seen),
         }[kind]
 
     # --- what holds always -------------------------------------------------------------------------------------
@@ -291,12 +353,25 @@ class LedgerMachine(RuleBasedStateMachine):
         self.ask("waiting")
 
     @invariant()
+    def who_is_named_by_no_beat_is_known(self):
+        self.ask("unclaimed")
+
+    @invariant()
+    def no_promise_is_broken(self):
+        breaches = self.runner.run(Ledger(self.connection).sweeping.audit())
+        assert [one for one in breaches if not one.after_s] == []
+
+    @invariant()
     def every_row_and_every_history_is_the_models(self):
         rows = self.database.execute(
-            "SELECT id, status, attempt, substation, epoch, energy_delivered_j, stop_asked FROM request ORDER BY id"
+            "SELECT id, status, attempt, substation, epoch, energy_delivered_j, energy_granted_j, interruptions,"
+            " stop_asked FROM request ORDER BY id"
         ).fetchall()
         assert rows == [
-            (row.request_id, row.status, row.attempt, row.substation, row.epoch, row.delivered_j, row.stop_asked)
+            (
+                *(row.request_id, row.status, row.attempt, row.substation, row.epoch),
+                *(row.delivered_j, row.granted_j, row.interruptions, row.stop_asked),
+            )
             for _, row in sorted(self.model.rows.items())
         ]
         histories, _ = all_histories(self.path)

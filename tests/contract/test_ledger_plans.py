@@ -6,12 +6,12 @@ import sqlite3
 
 import pytest
 
-from services.ledger import statements
+from services.ledger import lease_statements, statements
 from services.ledger.sqlite import DIALECT
 
 ALL_STATEMENTS = {
     name: text
-    for name, text in vars(statements).items()
+    for name, text in {**vars(statements), **vars(lease_statements)}.items()
     if name.isupper() and isinstance(text, str) and re.match(r"\s*(SELECT|INSERT|UPDATE|DELETE)\b", text)
 }
 ON_REQUESTS = sorted(
@@ -70,6 +70,6 @@ async def test_the_check_of_plans_sees_a_scan_where_there_is_one(ledger, path):
 
 
 def test_all_statements_on_requests_are_checked():
-    assert {"ACCEPT", "ASSIGN", "CLAIM", "END", "EXPIRE", "UNSEEN", "WAITING_FIRST", "FORGOTTEN_CHARGING"} <= set(
+    assert {"ACCEPT", "ASSIGN", "CLAIM", "END", "EXPIRE", "UNSEEN", "WAITING_FIRST", "TAKE_OVER", "SEND_BACK"} <= set(
         ON_REQUESTS
     )

@@ -11,14 +11,11 @@ from harness.ledger import (
     all_histories,
     ending,
     opened,
+    progress,
     registration,
 )
 
-from services.ledger.records import (
-    Assignment,
-    Progress,
-    RegisteredSubstation,
-)
+from services.ledger.records import Assignment, RegisteredSubstation
 from services.ledger.states import Reason, Status, faults
 from services.messages import Hint
 
@@ -144,20 +141,20 @@ async def test_claims_are_numbered_and_answered_in_order_of_arrival(ledger):
     assert [(one.request_id, one.claim_number) for one in claims] == [("first", 1), ("second", 2), ("third", 3)]
 
 
-async def test_registering_begins_an_epoch_and_takes_the_charging_rows_along(ledger):
+async def test_taking_a_lease_begins_an_epoch_and_takes_the_charging_rows_along(ledger):
     await ledger.claimed("a", "b")
     await ledger.assigned("still-assigned")
     await ledger.claimed("elsewhere", at="south")
     await ledger.ended("over")
-    await ledger.charging.heartbeat({"north": 1}, [Progress("a", 1, "north", 1, 7_000)], 0)
+    await ledger.beat(progress("a", 7_000))
 
-    (tenure,) = await ledger.charging.register([registration("north")])
+    assert await ledger.take(registration("north")) == {"north": 2}
 
-    assert tenure.epoch == 2
-    assert {(one.request_id, one.epoch, one.claim_number, one.energy_delivered_j) for one in tenure.resumed} == {
-        ("a", 2, 0, 7_000),
+    answer = await ledger.beat(epoch=2)
+    assert [(one.request_id, one.epoch, one.claim_number, one.energy_delivered_j) for one in answer.charging] == [
+        ("a", 2, -1, 7_000),
         ("b", 2, 0, 0),
-    }
+    ]
     assert (await ledger.history("a"))[-1] == replace(
         (await ledger.history("a"))[-1], status=Status.CHARGING, epoch=2, reason=Reason.RESUMED
     )
@@ -168,7 +165,7 @@ async def test_registering_begins_an_epoch_and_takes_the_charging_rows_along(led
 async def test_numbers_begin_anew_with_an_epoch(ledger):
     await ledger.claimed("a", "b")
     await ledger.charging.end([ending("a")])
-    await ledger.charging.register([registration("north")])
+    await ledger.take(registration("north"))
 
     (claim,) = await ledger.claimed("c", epoch=2)
 
@@ -179,36 +176,33 @@ async def test_numbers_begin_anew_with_an_epoch(ledger):
 async def test_a_process_of_an_old_epoch_changes_nothing(ledger, rival):
     await ledger.claimed("a")
     await ledger.assigned("b")
-    await rival.charging.register([registration("north")])
+    await rival.take(registration("north"))
 
     assert await ledger.claim([Hint("b", 1)], "north", 1) == []
     assert await ledger.charging.end([ending("a", epoch=1)]) == {}
-    (answer,) = await ledger.charging.heartbeat({"north": 1}, [Progress("a", 1, "north", 1, 99)], 0)
+    assert await ledger.beat(progress("a", 99)) is None
 
-    assert answer.epoch == 2
     record = await ledger.intake.request("a")
     assert (record.status, record.energy_delivered_j) == (Status.CHARGING, 0)
 
 
-async def test_registering_several_answers_each_with_its_own_sessions(ledger):
+async def test_taking_several_answers_each_with_its_own_epoch(ledger):
     await ledger.claimed("n", at="north")
     await ledger.claimed("s", at="south")
 
-    tenures = await ledger.charging.register([registration("south"), registration("new"), registration("north")])
+    epochs = await ledger.take(registration("south"), registration("new"), registration("north"))
 
-    assert {one.substation: (one.epoch, [row.request_id for row in one.resumed]) for one in tenures} == {
-        "south": (2, ["s"]),
-        "new": (1, []),
-        "north": (2, ["n"]),
-    }
+    assert epochs == {"south": 2, "new": 1, "north": 2}
+    for request_id, at in (("n", "north"), ("s", "south")):
+        assert [one.request_id for one in (await ledger.beat(at=at, epoch=2)).charging] == [request_id]
 
 
 async def test_the_registry_has_what_was_registered_last(ledger):
-    await ledger.charging.register([registration("south", zone="west", metrics_url="http://127.0.0.1:2")])
+    await ledger.take(registration("south", zone="west", metrics_url="http://127.0.0.1:2"))
 
     assert await ledger.dispatch.registry() == [
-        RegisteredSubstation("north", None, 1, "http://127.0.0.1:1"),
-        RegisteredSubstation("south", "west", 2, "http://127.0.0.1:2"),
+        RegisteredSubstation("north", None, 1, "http://127.0.0.1:1", has_lease=True),
+        RegisteredSubstation("south", "west", 2, "http://127.0.0.1:2", has_lease=True),
     ]
 
 
@@ -226,7 +220,7 @@ async def test_a_storm_of_late_doubled_and_wrong_calls_leaves_sound_histories(le
                     one.claim([Hint(request_id, attempt + 1)], to, 1),
                     one.dispatch.give_back([Hint(request_id, attempt + 1)], to, Reason.UNROUTABLE),
                     one.charging.end([ending(request_id, to, attempt=attempt + 1)] if place % 2 else []),
-                    one.charging.register([registration(to)] if place == attempt == 2 else []),
+                    one.take(*([registration(to)] if place == attempt == 2 else [])),
                 )
             )
         )

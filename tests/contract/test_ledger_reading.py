@@ -2,19 +2,17 @@
 
 import pytest
 from harness.ledger import (
+    HOLDER,
     SOON_MS,
     ending,
     let_the_vehicle_leave,
     let_the_wait_pass,
     new_request,
+    progress,
     registration,
 )
 
-from services.ledger.records import (
-    Known,
-    Progress,
-    Unseen,
-)
+from services.ledger.records import Beat, Known, Unseen
 from services.ledger.states import Reason, Status
 from services.messages import Hint
 
@@ -23,7 +21,7 @@ async def test_progress_never_falls(ledger):
     await ledger.claimed("r")
     told = []
     for delivered_j in (5_000, 3_000, 5_000, 9_000):
-        await ledger.charging.heartbeat({"north": 1}, [Progress("r", 1, "north", 1, delivered_j)], 0)
+        await ledger.beat(progress("r", delivered_j))
         told.append((await ledger.intake.request("r")).energy_delivered_j)
 
     assert told == [5_000, 5_000, 5_000, 9_000]
@@ -31,12 +29,13 @@ async def test_progress_never_falls(ledger):
 
 
 @pytest.mark.parametrize(
-    "wrong", [Progress("r", 2, "north", 1, 9), Progress("r", 1, "south", 1, 9), Progress("r", 1, "north", 2, 9)]
+    "wrong", [progress("r", 9, attempt=2), progress("r", 9, at="south"), progress("r", 9, epoch=2)]
 )
 async def test_progress_needs_the_right_attempt_substation_and_epoch(ledger, wrong):
     await ledger.claimed("r")
 
-    await ledger.charging.heartbeat({"north": 1, "south": 1}, [wrong], 0)
+    await ledger.beat(wrong)
+    await ledger.beat(wrong, at="south")
 
     assert (await ledger.intake.request("r")).energy_delivered_j == 0
 
@@ -45,20 +44,20 @@ async def test_progress_after_the_end_is_not_written(ledger):
     await ledger.claimed("r")
     await ledger.charging.end([ending("r", delivered_j=5_000)])
 
-    await ledger.charging.heartbeat({"north": 1}, [Progress("r", 1, "north", 1, 9_000)], 0)
+    await ledger.beat(progress("r", 9_000))
 
     assert (await ledger.intake.request("r")).energy_delivered_j == 5_000
 
 
-async def test_a_heartbeat_names_charging_rows_that_the_process_does_not_know_and_no_others(ledger):
+async def test_a_beat_names_all_that_charge_there_known_or_not(ledger):
     await ledger.claimed("known", "unknown")
     await ledger.claimed("elsewhere", at="south")
     await ledger.ended("over")
 
-    (answer,) = await ledger.charging.heartbeat({"north": 1}, [Progress("known", 1, "north", 1, 0)], 0)
+    answer = await ledger.beat(progress("known", 0))
 
     assert (answer.substation, answer.epoch) == ("north", 1)
-    assert [(one.request_id, one.attempt, one.epoch) for one in answer.charging] == [("unknown", 1, 1)]
+    assert [(one.request_id, one.attempt, one.epoch) for one in answer.charging] == [("known", 1, 1), ("unknown", 1, 1)]
 
 
 async def test_a_heartbeat_of_several_substations_answers_for_each(ledger):
@@ -66,10 +65,10 @@ async def test_a_heartbeat_of_several_substations_answers_for_each(ledger):
     await ledger.claimed("s1", at="south")
     await ledger.assigned("s2", to="south")
 
-    answers = await ledger.charging.heartbeat({"north": 1, "south": 1}, [Progress("n1", 1, "north", 1, 0)], 0)
+    answers = await ledger.tenancy.beat([Beat(one, 1, HOLDER, (), (), 0) for one in ("north", "south")], 0)
 
     assert {one.substation: ([row.request_id for row in one.charging], list(one.assigned)) for one in answers} == {
-        "north": (["n2"], []),
+        "north": (["n1", "n2"], []),
         "south": (["s1"], [("s2", 1)]),
     }
 
@@ -82,8 +81,8 @@ async def test_a_heartbeat_names_assigned_rows_and_which_of_them_are_overdue(led
     await ledger.accepted("accepted")
     let_the_wait_pass(path, "late")
 
-    [at_once] = await ledger.charging.heartbeat({"north": 1}, [], 0)
-    [patient] = await ledger.charging.heartbeat({"north": 1}, [], 3_600_000)
+    at_once = await ledger.beat()
+    patient = await ledger.beat(adopt_after_ms=3_600_000)
 
     assert at_once.assigned == at_once.overdue == patient.assigned == (("old", 1),)
     assert patient.overdue == ()
@@ -94,13 +93,13 @@ async def test_forgotten_assignments_come_in_the_order_of_the_waiting_room(ledge
     await ledger.assigned("hurried", wait_max_ms=SOON_MS // 2)
     await ledger.assigned("urgent", priority=9)
 
-    (answer,) = await ledger.charging.heartbeat({"north": 1}, [], 0)
+    answer = await ledger.beat()
 
     assert [request_id for request_id, _ in answer.assigned] == ["urgent", "hurried", "patient"]
 
 
-async def test_a_heartbeat_of_a_substation_that_never_registered_is_not_answered(ledger):
-    assert await ledger.charging.heartbeat({"nowhere": 1}, [], 0) == []
+async def test_a_beat_of_a_substation_that_nobody_ever_took_is_not_answered(ledger):
+    assert await ledger.beat(at="nowhere") is None
 
 
 async def waiting_room(ledger):
@@ -120,10 +119,11 @@ async def test_a_claimed_vehicle_leaves_in_as_much_time_as_the_databases_clock_s
     assert stays.departs_in_ms is None
     assert 0 < leaves.departs_in_ms <= 60_000
 
-    [answer] = await ledger.charging.heartbeat({"north": 1}, [], 0)
-    [tenure] = await ledger.charging.register([registration("north")])
-    for sessions in (answer.charging, tenure.resumed):
-        departs_in_ms = {one.request_id: one.departs_in_ms for one in sessions}
+    answer = await ledger.beat()
+    await ledger.take(registration("north"))
+    resumed = await ledger.beat(epoch=2)
+    for one in (answer, resumed):
+        departs_in_ms = {row.request_id: row.departs_in_ms for row in one.charging}
         assert departs_in_ms["stays"] is None
         assert 0 < departs_in_ms["leaves"] <= leaves.departs_in_ms
 
@@ -133,9 +133,7 @@ async def test_a_vehicle_that_has_left_while_nobody_looked_left_in_the_past(ledg
     await ledger.claimed("r", departs_at_ms=now_ms + 60_000)
     let_the_vehicle_leave(path, "r")
 
-    [tenure] = await ledger.charging.register([registration("north")])
-
-    assert tenure.resumed[0].departs_in_ms < 0
+    assert (await ledger.beat()).charging[0].departs_in_ms < 0
 
 
 async def test_who_waits_stands_by_priority_then_deadline_then_arrival(ledger):
@@ -189,8 +187,8 @@ async def test_who_waited_too_long_expires_once_wherever_it_waits(ledger, path):
     for one in ("waits", "assigned", "charging", "over"):
         let_the_wait_pass(path, one)
 
-    assert sorted(await ledger.dispatch.expire()) == ["assigned", "waits"]
-    assert await ledger.dispatch.expire() == []
+    assert sorted(await ledger.sweeping.expire()) == ["assigned", "waits"]
+    assert await ledger.sweeping.expire() == []
 
     assert {one: await ledger.status(one) for one in ("waits", "assigned", "patient", "charging", "over")} == {
         "waits": Status.EXPIRED,
@@ -206,7 +204,7 @@ async def test_a_request_without_any_wait_expires_at_once(ledger):
     await ledger.accepted("r", wait_max_ms=0)
 
     assert await ledger.dispatch.waiting([Hint("r", 0)]) == []
-    assert await ledger.dispatch.expire() == ["r"]
+    assert await ledger.sweeping.expire() == ["r"]
 
 
 async def unseen(ledger, *known):
@@ -263,7 +261,7 @@ async def test_each_substation_is_measured_by_its_own_reading(ledger):
 
 async def test_resumed_sessions_are_in_the_reading_and_count_neither_before_nor_after_the_takeover_is_seen(ledger):
     await ledger.claimed("a", "b")
-    await ledger.charging.register([registration("north")])
+    await ledger.take(registration("north"))
     await ledger.claimed("c", epoch=2)
 
     assert await unseen(ledger, Known("north", 1, 2, 0)) == {("c", 1, "north", 11_000, 1)}
@@ -273,7 +271,7 @@ async def test_resumed_sessions_are_in_the_reading_and_count_neither_before_nor_
 
 async def test_the_end_of_a_resumed_session_is_subtracted_from_a_reading_of_its_epoch(ledger):
     await ledger.claimed("a")
-    await ledger.charging.register([registration("north")])
+    await ledger.take(registration("north"))
     await ledger.charging.end([ending("a", epoch=2)])
 
     assert await unseen(ledger, Known("north", 2, 0, 0)) == {("a", 1, "north", 11_000, -1)}

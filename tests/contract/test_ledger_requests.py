@@ -8,13 +8,10 @@ from harness.ledger import (
     ending,
     let_the_wait_pass,
     new_request,
+    progress,
 )
 
-from services.ledger.records import (
-    Assignment,
-    Known,
-    Progress,
-)
+from services.ledger.records import Assignment, Known
 from services.ledger.states import Reason, Status, ended_once
 from services.messages import Hint
 
@@ -25,7 +22,7 @@ async def test_a_request_goes_all_the_way_and_its_history_tells_it(ledger):
     assert accepted.wait_until_ms == accepted.accepted_at_ms + SOON_MS
     assert await ledger.dispatch.assign([Assignment("r", 0, "north", {"policy": "least-utilisation"})]) == {"r"}
     (claim,) = await ledger.claim([Hint("r", 1)], "north", 1)
-    await ledger.charging.heartbeat({"north": 1}, [Progress("r", 1, "north", 1, 1_000)], 0)
+    await ledger.beat(progress("r", 1_000))
     assert await ledger.charging.end([ending("r")]) == {"r": 1}
 
     record = await ledger.intake.request("r")
@@ -246,7 +243,7 @@ async def test_ending_needs_a_charging_request_and_happens_once(ledger):
 
 async def test_an_end_never_takes_energy_back_that_was_told_before(ledger):
     await ledger.claimed("r")
-    await ledger.charging.heartbeat({"north": 1}, [Progress("r", 1, "north", 1, 5_000)], 0)
+    await ledger.beat(progress("r", 5_000))
 
     await ledger.charging.end([ending("r", delivered_j=4_000)])
 

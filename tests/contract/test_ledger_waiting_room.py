@@ -39,7 +39,7 @@ async def test_the_ledger_claims_in_the_order_of_the_waiting_room_as_many_as_the
 
 
 async def test_asking_again_claims_no_more_than_there_are_connectors(ledger):
-    await ledger.charging.register([registration("north", connectors=2)])
+    await ledger.take(registration("north", connectors=2))
     await ledger.assigned("a", "b", "c", "d")
     hints = [Hint(one, 1) for one in "abcd"]
     first = await ledger.charging.claim(hints, "north", 2, 2)
@@ -83,7 +83,7 @@ async def test_a_position_counts_those_who_could_take_the_same_place(ledger):
 
 
 async def test_the_outlook_has_everybody_once_and_who_waits_in_order(ledger):
-    await ledger.charging.register([registration("north", zone="hills", connectors=7)])
+    await ledger.take(registration("north", zone="hills", connectors=7))
     await ledger.claimed("charging", epoch=2)
     await ledger.assigned("in-bay")
     await accept_people(ledger)
@@ -124,7 +124,7 @@ async def test_what_ended_long_ago_is_forgotten_with_its_history_and_key(ledger,
     with contextlib.closing(sqlite3.connect(path)) as database, database:
         database.execute("UPDATE request SET changed_at_ms = changed_at_ms - 5000 WHERE id IN ('old', 'open')")
 
-    assert await ledger.dispatch.forget(4_000, 100) == 1
+    assert await ledger.sweeping.forget(4_000, 100) == 1
 
     assert await ledger.intake.request("old") is None
     assert [await ledger.status(one) for one in ("open", "new")] == ["accepted", "cancelled"]
@@ -140,4 +140,4 @@ async def test_only_a_few_are_forgotten_at_once(ledger: Ledger, most):
     for one in "abc":
         await ledger.intake.withdraw(one)
 
-    assert await ledger.dispatch.forget(0, most) == most
+    assert await ledger.sweeping.forget(0, most) == most

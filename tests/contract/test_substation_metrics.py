@@ -1,5 +1,6 @@
 """What substations render, balancers read: both ends of a scrape, without the network between them."""
 
+import math
 import re
 
 import pytest
@@ -26,6 +27,8 @@ DESIGNED = {
     "evenload_substation_bays",
     "evenload_substation_bays_occupied",
     "evenload_substation_claims_total",
+    "evenload_substation_fenced_total",
+    "evenload_substation_lease_renewals_total",
     "evenload_substation_ends_total",
     "evenload_substation_epoch",
     "evenload_substation_snapshot_sequence",
@@ -36,14 +39,22 @@ DESIGNED = {
 
 
 def substation(substation_id="north", *, sessions=0, ends=0, **changes):
-    kept = {"rated_w": 380_000, "limit_w": 304_000, "connectors": 40, "bays": 10, "epoch": 3, "speed": 60.0}
+    kept = {
+        "rated_w": 380_000,
+        "limit_w": 304_000,
+        "connectors": 40,
+        "bays": 10,
+        "epoch": 3,
+        "speed": 60.0,
+        "fence_at_s": math.inf,
+    }
     one = Substation(id=substation_id, ticked_at_s=0.0, **{**kept, **changes})
     for number in range(1, sessions + ends + 1):
         energy_j = 1 if number <= ends else 36_000_000
-        one.start(Claimed(f"r{number}", 1, substation_id, one.epoch, number, 11_000, energy_j, 0), 0.0)
+        one.start(Claimed(f"r{number}", 1, substation_id, one.epoch, number, 11_000, energy_j, 0, energy_j), 0.0)
     one.tick(0.0)
     for ending in one.tick(1.0):
-        one.finish(ending.request_id, 1.0, counts=True)
+        one.finish(ending, 1.0, counts=True)
     one.tick(2.0)
     return one
 

@@ -9,27 +9,37 @@ from services.ledger.charging import LedgerCharging
 from services.ledger.connection import open_ledger
 from services.ledger.dispatch import LedgerDispatch
 from services.ledger.intake import LedgerIntake
-from services.ledger.records import (
-    Assignment,
-    Ending,
-    NewRequest,
-    Registration,
-)
+from services.ledger.records import Assignment, Beat, Ending, NewRequest, Progress, Registration
 from services.ledger.states import Reason, Status, Transition
+from services.ledger.sweeping import LedgerSweeping
+from services.ledger.tenancy import LedgerTenancy
 from services.messages import Hint
 
 SOON_MS = 600_000
+HOLDER = "a test #1"
 MANY = [f"r{number:02d}" for number in range(40)]
 
 
 class Ledger:
-    """One process's three views of a ledger, and short ways to bring requests into a state."""
+    """One process's views of a ledger, and short ways to bring requests into a state."""
 
     def __init__(self, connection):
         self.connection = connection
         self.intake = LedgerIntake(connection)
         self.dispatch = LedgerDispatch(connection)
         self.charging = LedgerCharging(connection)
+        self.tenancy = LedgerTenancy(connection)
+        self.sweeping = LedgerSweeping(connection)
+
+    async def take(self, *registrations, holder=HOLDER):
+        """Take leases as after their silence; the epochs."""
+        seen = await self.tenancy.wait_for([one.substation for one in registrations], holder)
+        return await self.tenancy.take(registrations, seen, holder)
+
+    async def beat(self, *progress, at="north", epoch=1, holder=HOLDER, in_bays=(), grant_s=0, adopt_after_ms=0):
+        """Beat for one substation; the answer, None where the lease is not ours."""
+        beat = Beat(at, epoch, holder, tuple(progress), tuple(in_bays), grant_s)
+        return next(iter(await self.tenancy.beat([beat], adopt_after_ms)), None)
 
     async def accepted(self, *request_ids, **changes):
         await self.intake.accept([new_request(one, **changes) for one in request_ids])
@@ -77,13 +87,22 @@ def ending(request_id, at="north", epoch=1, *, attempt=1, delivered_j=36_000_000
     return Ending(request_id, attempt, at, epoch, Status.COMPLETED, Reason.ENERGY_LIMIT_REACHED, delivered_j)
 
 
+def progress(request_id, delivered_j, at="north", epoch=1, *, attempt=1, wanted_j=0):
+    return Progress(request_id, attempt, at, epoch, delivered_j, max(delivered_j, wanted_j))
+
+
 def registration(substation="north", **changes):
     return replace(Registration(substation, None, 380_000, 304_000, 40, 10, "http://127.0.0.1:1"), **changes)
 
 
 def opened(path, *, speed=60.0, shared=False):
     return open_ledger(
-        f"sqlite:///{path}", shared=shared, speed=speed, startup_timeout_s=5, observe_commit_s=lambda _seconds: None
+        f"sqlite:///{path}",
+        shared=shared,
+        speed=speed,
+        lease_s=5.0,
+        startup_timeout_s=5,
+        observe_commit_s=lambda _seconds: None,
     )
 
 

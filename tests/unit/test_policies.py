@@ -30,6 +30,7 @@ def estimate(substation="a", **changes):
         "age_s": 0.2,
         "fresh": True,
         "operative": True,
+        "has_lease": True,
     }
     return Estimate(**{**kept, **changes})
 

@@ -23,12 +23,19 @@ STEP_SESSION_S = STEP_S * SPEED
 def substation(policy="max-min", **changes):
     kept = {"limit_w": 10_000, "floor_w": 1_380, "connectors": 8, "speed": SPEED}
     return Substation(
-        id="north", rated_w=380_000, bays=0, epoch=1, ticked_at_s=0.0, sharing=POLICIES[policy], **{**kept, **changes}
+        id="north",
+        rated_w=380_000,
+        bays=0,
+        epoch=1,
+        fence_at_s=math.inf,
+        ticked_at_s=0.0,
+        sharing=POLICIES[policy],
+        **{**kept, **changes},
     )
 
 
 def claimed(request_id, *, number=1, power_w=11_000, energy_j=1_000 * KWH_J, departs_in_ms=None):
-    return Claimed(request_id, 1, "north", 1, number, power_w, energy_j, 0, departs_in_ms)
+    return Claimed(request_id, 1, "north", 1, number, power_w, energy_j, 0, energy_j, departs_in_ms)
 
 
 STARTS = st.tuples(
@@ -70,7 +77,7 @@ def test_every_tick_of_any_day_keeps_the_promises(policy, floor_w, steps):
         endings = one.tick(now_s)
         lines.append(tick_line(one))
         for ending in endings[::2]:  # the ledger knows of some at once, of the others at a later tick
-            one.finish(ending.request_id, now_s, counts=True)
+            one.finish(ending, now_s, counts=True)
 
     assert breaches(parsed("".join(lines)), SPEED) == []
 
@@ -162,7 +169,7 @@ def test_under_first_come_the_later_ones_wait_until_the_earlier_ones_have_what_t
     for tick in itertools.count():
         for ending in one.tick(tick * STEP_S):
             ended.append(ending.request_id)
-            one.finish(ending.request_id, one.ticked_at_s, counts=True)
+            one.finish(ending, one.ticked_at_s, counts=True)
         if not one.sessions:
             break
         assert [request_id for request_id, session in one.sessions.items() if session.is_running] == [

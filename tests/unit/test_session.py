@@ -12,7 +12,9 @@ KWH_J = 3_600_000
 
 
 def session(delivered_j=0, *, energy_j=10 * KWH_J, power_w=11_000, departs_at_s=None):
-    return Session(Claimed("r", 1, "north", 1, 1, power_w, energy_j, 0), delivered_j, 0.0, departs_at_s)
+    return Session(
+        Claimed("r", 1, "north", 1, 1, power_w, energy_j, 0, energy_j), delivered_j, energy_j, 0.0, departs_at_s
+    )
 
 
 @pytest.mark.parametrize(

@@ -60,7 +60,9 @@ def day(seed, late_stays_longer):
         stays_s = drawn(DWELL_HOURS, stay_share((number - 0.5) / SESSIONS, late_stays_longer, rng)) * HOUR_S
         # The taper makes a full charge take 1.2 times the energy ÷ power.
         energy_j = round(min(drawn(ENERGY_KWH, rng.random()) * 3_600_000, POWER_W * stays_s / 1.25))
-        claimed = Claimed(f"r{number:02d}", 1, "car-park", 1, number, POWER_W, energy_j, 0, round(stays_s * 1000))
+        claimed = Claimed(
+            f"r{number:02d}", 1, "car-park", 1, number, POWER_W, energy_j, 0, energy_j, round(stays_s * 1000)
+        )
         vehicles.append((arrives_s, claimed))
     return vehicles
 
@@ -72,7 +74,7 @@ def delivered_share(policy, floor_w, limit_w, late_stays_longer=0.0):
         coming = day(seed, late_stays_longer)
         asked_j += sum(claimed.energy_requested_j for _, claimed in coming)
         one = Substation(
-            "car-park", 400_000, limit_w, SESSIONS, 0, 1, 1.0, 0.0, floor_w=floor_w, sharing=POLICIES[policy]
+            "car-park", 400_000, limit_w, SESSIONS, 0, 1.0, 0.0, 1, math.inf, floor_w=floor_w, sharing=POLICIES[policy]
         )
         now_s = 0.0
         while coming or one.sessions:
@@ -81,7 +83,7 @@ def delivered_share(policy, floor_w, limit_w, late_stays_longer=0.0):
                 one.start(coming.pop(0)[1], now_s)
             for ending in one.tick(now_s):
                 delivered_j += ending.energy_delivered_j
-                one.finish(ending.request_id, now_s, counts=True)
+                one.finish(ending, now_s, counts=True)
     return delivered_j / asked_j
 
 

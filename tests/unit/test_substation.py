@@ -1,8 +1,11 @@
+import math
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.ledger.records import Claimed
+from services.ledger.records import Claimed, Ending, Heartbeat
 from services.ledger.states import Reason, Status
 from services.messages import Hint
 from substations.substation import REMEMBER_ENDED_S, Substation
@@ -18,13 +21,18 @@ def substation(**changes):
         "connectors": 4,
         "bays": 2,
         "epoch": 3,
+        "fence_at_s": math.inf,
         "speed": 60.0,
     }
     return Substation(**{"ticked_at_s": 0.0, **kept, **changes})
 
 
 def claimed(request_id="r", *, attempt=1, number=1, power_w=11_000, energy_j=KWH_J, delivered_j=0, departs_in_ms=None):
-    return Claimed(request_id, attempt, "north", 3, number, power_w, energy_j, delivered_j, departs_in_ms)
+    return Claimed(request_id, attempt, "north", 3, number, power_w, energy_j, delivered_j, energy_j, departs_in_ms)
+
+
+def end_of(request_id, attempt=1):
+    return Ending(request_id, attempt, "north", 3, Status.COMPLETED, Reason.ENERGY_LIMIT_REACHED, 0)
 
 
 def tick_until_ended(one, *, step_s=0.1, ticks=100_000):
@@ -65,7 +73,7 @@ def test_a_session_ends_with_exactly_the_energy_that_was_requested(energies_j, p
         for ending in one.tick(now_s):
             assert (ending.status, ending.reason) == (Status.COMPLETED, Reason.ENERGY_LIMIT_REACHED)
             delivered[ending.request_id] = ending.energy_delivered_j
-            one.finish(ending.request_id, now_s, counts=True)
+            one.finish(ending, now_s, counts=True)
 
     assert delivered == {f"r{number}": energy_j for number, energy_j in enumerate(energies_j, 1)}
     assert one.energy_total_j == sum(energies_j)
@@ -169,7 +177,7 @@ def test_an_ended_session_is_told_at_every_tick_and_keeps_its_connector_until_th
     assert one.tick(one.ticked_at_s + 1) == [ending]
     assert (one.free_connectors, one.power_w, one.demand_w) == (0, 0, 11_000)
 
-    one.finish("r", one.ticked_at_s, counts=True)
+    one.finish(end_of("r"), one.ticked_at_s, counts=True)
     assert (one.free_connectors, one.demand_w) == (1, 0)
     assert one.tick(one.ticked_at_s + 1) == []
 
@@ -179,7 +187,7 @@ def test_a_request_is_not_started_again_after_its_end_whoever_asks_late():
     one.start(claimed(), one.ticked_at_s)
     tick_until_ended(one)
     ended_at_s = one.ticked_at_s
-    one.finish("r", ended_at_s, counts=True)
+    one.finish(end_of("r"), ended_at_s, counts=True)
 
     one.tick(ended_at_s + REMEMBER_ENDED_S - 1)
 
@@ -192,7 +200,7 @@ def test_the_next_attempt_of_a_request_may_come_back_to_the_same_substation():
     one = substation()
     one.start(claimed(attempt=1), one.ticked_at_s)
     tick_until_ended(one)
-    one.finish("r", one.ticked_at_s, counts=False)
+    one.finish(end_of("r"), one.ticked_at_s, counts=False)
 
     assert one.start(claimed(attempt=2, number=2), one.ticked_at_s)
 
@@ -201,7 +209,7 @@ def test_what_ended_is_forgotten_after_a_while_so_that_memory_does_not_grow_for_
     one = substation()
     one.start(claimed(), one.ticked_at_s)
     tick_until_ended(one)
-    one.finish("r", one.ticked_at_s, counts=True)
+    one.finish(end_of("r"), one.ticked_at_s, counts=True)
 
     one.tick(one.ticked_at_s + REMEMBER_ENDED_S + 1)
 
@@ -213,7 +221,7 @@ def test_an_end_that_was_not_ours_frees_the_connector_and_is_not_counted():
     one.start(claimed(), one.ticked_at_s)
     tick_until_ended(one)
 
-    one.finish("r", one.ticked_at_s, counts=False)
+    one.finish(end_of("r"), one.ticked_at_s, counts=False)
 
     assert one.sessions == {}
     assert sum(one.ends_by_reason.values()) == 0
@@ -223,10 +231,10 @@ def test_finishing_somebody_unknown_or_somebody_twice_changes_nothing():
     one = substation()
     one.start(claimed(), one.ticked_at_s)
     tick_until_ended(one)
-    one.finish("r", one.ticked_at_s, counts=True)
+    one.finish(end_of("r"), one.ticked_at_s, counts=True)
 
-    one.finish("r", one.ticked_at_s, counts=True)
-    one.finish("stranger", one.ticked_at_s, counts=True)
+    one.finish(end_of("r"), one.ticked_at_s, counts=True)
+    one.finish(end_of("stranger"), one.ticked_at_s, counts=True)
 
     assert one.ends_by_reason == {Reason.ENERGY_LIMIT_REACHED: 1}
 
@@ -238,7 +246,7 @@ def test_the_numbers_of_claims_and_ends_are_the_highest_seen_in_whatever_order_t
     one.tick(0.0)
     one.tick(1.0)
     for number in (3, 1, 2):
-        one.finish(f"r{number}", 1.0, counts=True)
+        one.finish(end_of(f"r{number}"), 1.0, counts=True)
 
     assert (one.claims_total, sum(one.ends_by_reason.values())) == (3, 3)
 
@@ -269,13 +277,13 @@ def test_the_bays_keep_who_stands_there_and_then_take_who_comes_in_order():
 
 
 def test_progress_names_every_session_with_the_epoch_of_the_substation():
-    one = substation(epoch=9)
+    one = substation(epoch=3)
     one.start(claimed("a", attempt=4, delivered_j=12), one.ticked_at_s)
     one.start(claimed("b"), one.ticked_at_s)
 
     assert [(line.request_id, line.attempt, line.substation, line.epoch) for line in one.progress()] == [
-        ("a", 4, "north", 9),
-        ("b", 1, "north", 9),
+        ("a", 4, "north", 3),
+        ("b", 1, "north", 3),
     ]
     assert one.progress()[0].energy_delivered_j == 12
 
@@ -302,7 +310,7 @@ def test_a_stopped_session_ends_at_the_next_tick_with_the_energy_it_got():
 
     assert (ending.status, ending.reason, ending.energy_delivered_j) == (Status.STOPPED, Reason.REMOTE, delivered_j)
     assert one.power_w == 0
-    one.finish("r", 5.0, counts=True)
+    one.finish(end_of("r"), 5.0, counts=True)
     assert one.ends_by_reason == {Reason.ENERGY_LIMIT_REACHED: 0, Reason.REMOTE: 1}
 
 
@@ -328,7 +336,7 @@ def test_a_vehicle_that_departs_is_stopped_at_its_departure_counted_from_its_sta
 
     assert (ending.status, ending.reason) == (Status.STOPPED, Reason.EV_DISCONNECTED)
     assert ending.energy_delivered_j == one.energy_total_j == 10_000 * 60 * 2
-    one.finish("r", 1_005.0, counts=True)
+    one.finish(end_of("r"), 1_005.0, counts=True)
     assert one.ends_by_reason == {Reason.ENERGY_LIMIT_REACHED: 0, Reason.EV_DISCONNECTED: 1}
 
 
@@ -360,3 +368,99 @@ def test_a_connector_is_free_only_where_the_limit_has_a_floors_power_for_it():
 
     assert one.free_connectors == 1
     assert substation(connectors=4, limit_w=3_000).free_connectors == 4
+
+
+def test_behind_the_fence_nothing_is_delivered_and_afterwards_it_goes_on_with_the_exact_count():
+    one = substation(fence_at_s=10.0)
+    one.start(claimed(energy_j=100 * KWH_J), 0.0)
+    one.tick(1.0)
+    one.tick(9.9)
+    before_j = one.progress()[0].energy_delivered_j
+    assert before_j > 0
+
+    for now_s in (10.0, 11.0, 5_000.0):
+        assert one.tick(now_s) == []
+        assert (one.power_w, one.progress()[0].energy_delivered_j) == (0, before_j)
+    assert one.fenced_total == 1
+
+    one.renew(5_000.0, 5.0)
+    one.tick(5_000.1)
+    assert one.progress()[0].energy_delivered_j == before_j
+    one.tick(5_000.2)
+    assert one.progress()[0].energy_delivered_j == pytest.approx(before_j + 11_000 * 0.1 * 60, abs=1)
+
+
+def test_the_step_in_which_the_fence_was_passed_delivers_nothing_at_all():
+    one = substation(fence_at_s=10.0)
+    one.start(claimed(energy_j=100 * KWH_J), 0.0)
+    one.tick(1.0)
+
+    one.tick(40.0)
+
+    assert one.progress()[0].energy_delivered_j == 0
+
+
+def test_an_older_renewal_never_moves_the_fence_back():
+    one = substation(fence_at_s=-math.inf)
+    one.renew(10.0, 5.0)
+    one.renew(8.0, 5.0)
+
+    assert one.fence_at_s == 15.0
+
+
+@given(granted_j=st.integers(0, KWH_J), step_s=st.floats(0.01, 100.0))
+def test_nothing_is_delivered_beyond_the_grant_however_long_the_step(granted_j, step_s):
+    one = substation()
+    one.start(replace(claimed(), energy_granted_j=granted_j), 0.0)
+    one.tick(0.1)
+
+    for number in range(1, 4):
+        one.tick(0.1 + number * step_s)
+        assert one.progress()[0].energy_delivered_j <= granted_j
+
+
+def test_a_beat_asks_for_so_much_that_a_session_goes_on_at_its_most_power_and_never_for_more_than_is_owed():
+    one = substation(grant_s=180)
+    one.start(claimed("long", energy_j=100 * KWH_J), 0.0)
+    one.start(claimed("short", energy_j=1_000), 0.0)
+
+    assert [line.energy_wanted_j for line in one.beat("me").progress] == [180 * 11_000, 1_000]
+
+
+def test_a_grant_in_the_answer_lets_the_session_go_on_and_a_smaller_one_takes_nothing_back():
+    one = substation()
+    one.start(replace(claimed(), energy_granted_j=0), 0.0)
+    told = one.beat("me")
+    one.tick(1.0)
+    one.tick(2.0)
+    assert one.progress()[0].energy_delivered_j == 0
+
+    one.hear(Heartbeat("north", 3, (), (), (replace(claimed(), energy_granted_j=5_000),)), told, 2.0)
+    one.hear(Heartbeat("north", 3, (), (), (replace(claimed(), energy_granted_j=4_000),)), told, 2.0)
+    one.tick(3.0)
+
+    assert one.progress()[0].energy_delivered_j == 5_000
+
+
+def test_a_new_tenure_begins_empty_and_takes_nothing_of_another():
+    one = substation()
+    one.start(claimed("a"), 0.0)
+    one.park([Hint("b", 1)])
+
+    one.begin(4)
+
+    assert (one.sessions, one.in_bays, one.epoch) == ({}, [], 4)
+    assert one.is_fenced(0.0)
+    assert one.start(claimed("a"), 0.0) is False
+    assert one.start(replace(claimed("a"), epoch=4), 0.0) is True
+
+
+def test_an_end_of_another_tenure_frees_no_connector():
+    one = substation()
+    one.start(claimed("a"), 0.0)
+    one.begin(4)
+    one.start(replace(claimed("a"), epoch=4), 0.0)
+
+    one.finish(end_of("a"), 1.0, counts=False)
+
+    assert set(one.sessions) == {"a"}

@@ -1,3 +1,5 @@
+import math
+
 import pytest
 from harness.tick_trace import Logged, Tick, logged
 
@@ -10,16 +12,16 @@ KWH_J = 3_600_000
 
 
 def substation(epoch=1):
-    one = Substation("north", 380_000, 1_500, 4, 0, epoch, 60.0, 0.0, floor_w=1_380)
+    one = Substation("north", 380_000, 1_500, 4, 0, 60.0, 0.0, epoch, math.inf, floor_w=1_380)
     for number, request_id in enumerate(("runs", "waits", "leaves")):
         departs_in_ms = 0 if request_id == "leaves" else None
-        one.start(Claimed(request_id, 2, "north", epoch, number, 11_000, KWH_J, 0, departs_in_ms), 0.0)
+        one.start(Claimed(request_id, 2, "north", epoch, number, 11_000, KWH_J, 0, KWH_J, departs_in_ms), 0.0)
     return one
 
 
 def test_a_tick_is_logged_as_it_was_set_for_the_time_to_come(tmp_path):
     one = substation()
-    log = TickLog(tmp_path / "new" / "folder", one)
+    log = TickLog(tmp_path / "new" / "folder")
     for now_s in (1.0, 3.0):
         one.tick(now_s)
         log.write(one)
@@ -41,7 +43,7 @@ def test_a_tick_is_logged_as_it_was_set_for_the_time_to_come(tmp_path):
 def test_each_epoch_has_a_file_of_its_own_and_each_line_is_there_at_once(tmp_path):
     for epoch in (1, 2):
         one = substation(epoch)
-        log = TickLog(tmp_path, one)
+        log = TickLog(tmp_path)
         one.tick(1.0)
         log.write(one)
         assert len(logged(tmp_path)[f"north-{epoch}"]) == 1
@@ -52,4 +54,4 @@ def test_a_folder_that_cannot_be_used_is_named_with_its_setting(tmp_path):
     (tmp_path / "file").touch()
 
     with pytest.raises(Misconfigured, match=r"^EVENLOAD_SUBSTATION_TICK_LOG: .*file.* cannot be used"):
-        TickLog(tmp_path / "file", substation())
+        TickLog(tmp_path / "file")

@@ -78,8 +78,9 @@ async def test_connectors_of_a_substation_that_is_away_are_no_places(monkeypatch
     ledger.remembers_one_that_is_gone = True
     view = LoadView()
     lines = [
-        {"substation": "north", "fresh": True, "status": "Operative"},
-        {"substation": "gone", "fresh": False, "status": "Operative"},
+        {"substation": "north", "fresh": True, "has_lease": True, "status": "Operative"},
+        {"substation": "lost", "fresh": True, "has_lease": False, "status": "Operative"},
+        {"substation": "gone", "fresh": False, "has_lease": True, "status": "Operative"},
     ]
     view.take({"as_of_ms": 1, "source": "balancer", "substations": lines})
 

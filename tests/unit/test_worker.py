@@ -1,9 +1,13 @@
+import asyncio
+import math
+
 import pytest
 
-from services.errors import LedgerUnavailable
-from services.ledger.records import Claimed, Claims, Heartbeat
+from services.errors import LedgerUnavailable, Misconfigured
+from services.ledger.leases import Lease
+from services.ledger.records import Claimed, Claims, Heartbeat, Registration
 from services.messages import Hint
-from substations.heartbeat import _reconcile, beat
+from substations.heartbeat import Host
 from substations.substation import Substation
 from substations.worker import Worker
 
@@ -18,11 +22,13 @@ class Ledger:
         self.connectors = connectors
         self.loses_answers = False
 
-    async def claim(self, hints, substation, epoch, places):
+    async def claim(self, hints, substation, epoch, places, *, in_bays, grant_s):
         ours = [hint for hint in self.assigned if hint in hints]
         for hint in ours[: min(places, self.connectors - len(self.charging))]:
             self.assigned.remove(hint)
-            self.charging[hint] = Claimed(*hint, substation, epoch, len(self.charging) + 1, 11_000, 3_600_000, 0)
+            self.charging[hint] = Claimed(
+                *hint, substation, epoch, len(self.charging) + 1, 11_000, 3_600_000, 0, 3_600_000
+            )
         if self.loses_answers:
             raise LedgerUnavailable("unknown")
         return Claims(
@@ -40,26 +46,33 @@ class Ledger:
             self.charging.pop(Hint(one.request_id, one.attempt))
         return {one.request_id: number for number, one in enumerate(endings, 1)}
 
-    async def heartbeat(self, epochs, progress, older_than_ms):
-        known = {one.request_id for one in progress}
-        charging = tuple(one for hint, one in self.charging.items() if hint.request_id not in known)
-        return [Heartbeat("north", 1, tuple(self.assigned), tuple(self.assigned), charging, ())]
+    async def beat(self, beats, adopt_after_ms):
+        answer = [Heartbeat("north", 1, tuple(self.assigned), tuple(self.assigned), tuple(self.charging.values()))]
+        await self.meanwhile()
+        return answer
+
+    async def meanwhile(self):
+        """What happens before the answer to a beat arrives."""
 
 
 def worker(ledger, bays=0):
     substation = Substation(
         id="north", rated_w=400_000, limit_w=304_000, connectors=ledger.connectors, bays=bays, epoch=1, speed=60,
-        ticked_at_s=0.0,
+        ticked_at_s=0.0, fence_at_s=math.inf,
     )  # fmt: skip
     return Worker(substation, ledger)
 
 
-async def heartbeat(one, ledger, meanwhile=None):
-    in_bays = tuple(one.substation.in_bays)
-    [answer] = await beat({"north": one}, ledger)
-    if meanwhile:
-        await meanwhile
-    await _reconcile(one, answer, in_bays, 0.0)
+REGISTRATION = Registration("north", None, 400_000, 304_000, 1, 0, "http://127.0.0.1:1")
+
+
+def host(one, ledger):
+    return Host({"north": one}, [REGISTRATION], ledger, name="me", nonce="1", lease_s=5, heartbeat_s=1)
+
+
+async def heartbeat(one, ledger):
+    await host(one, ledger).beat()
+    await asyncio.gather(*one._tasks)
 
 
 A, B, C, D = (Hint(name, 1) for name in "abcd")
@@ -171,6 +184,143 @@ async def test_a_heartbeat_empties_the_bay_of_who_was_cancelled_but_not_of_who_c
         ledger.assigned.append(C)
         one.substation.in_bays.append(C)
 
-    await heartbeat(one, ledger, somebody_comes())
+    ledger.meanwhile = somebody_comes
+    await host(one, ledger).beat()
 
     assert one.substation.in_bays == [C]
+
+
+class Leases:
+    """A ledger's lease of one substation, as a process sees it that wants it."""
+
+    def __init__(self, lease=None):
+        self.lease = lease
+        self.loses_answers = False
+
+    async def wait_for(self, substations, heir):
+        return {} if self.lease is None else {"north": self.lease}
+
+    async def take(self, registrations, seen, holder):
+        assert seen.get("north") == self.lease
+        self.lease = Lease("north", self.lease.epoch + 1 if self.lease else 1, 0, holder, is_released=False)
+        if self.loses_answers:
+            raise LedgerUnavailable("unknown")
+        return {"north": self.lease.epoch}
+
+    async def beat(self, beats, adopt_after_ms):
+        ours = [one for one in beats if (one.epoch, one.holder) == (self.lease.epoch, self.lease.holder)]
+        return [Heartbeat("north", one.epoch, (), (), ()) for one in ours]
+
+
+class Clock:
+    def __init__(self, monkeypatch):
+        self.now_s = 1_000.0
+        monkeypatch.setattr("substations.heartbeat.monotonic_s", lambda: self.now_s)
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    return Clock(monkeypatch)
+
+
+def unheld():
+    one = worker(Ledger())
+    one.substation.lose()
+    return one
+
+
+HELD = Lease("north", 4, 17, "substations-1 (process 7 on here) #abc", is_released=False)
+
+
+@pytest.mark.parametrize(
+    "lease", [None, Lease("north", 4, 17, None, is_released=False), Lease("north", 4, 17, "x", is_released=True)]
+)
+async def test_a_lease_that_nobody_holds_is_taken_at_once_and_stands_still_until_it_is_renewed(clock, lease):
+    one, ledger = unheld(), Leases(lease)
+    process = host(one, ledger)
+
+    await process.take()
+    assert one.substation.is_held
+    assert one.substation.is_fenced(clock.now_s)
+    assert not process.all_held.is_set()
+
+    await process.beat()
+    assert process.all_held.is_set()
+    assert not one.substation.is_fenced(clock.now_s + 4.99)
+    assert one.substation.is_fenced(clock.now_s + 5.0)
+
+
+async def test_a_lease_that_stands_still_is_taken_after_lease_and_margin_and_not_before(clock):
+    one, ledger = unheld(), Leases(HELD)
+    process = host(one, ledger)
+    for _ in range(24):
+        await process.take()
+        assert not one.substation.is_held
+        clock.now_s += 0.25
+    await process.take()
+
+    assert one.substation.epoch == 5
+
+
+async def test_a_process_whose_like_is_alive_gives_up_and_names_it(clock):
+    one, ledger = unheld(), Leases(HELD)
+    process = host(one, ledger)
+    await process.take()
+    clock.now_s += 1
+    ledger.lease = Lease("north", 4, 18, HELD.holder, is_released=False)
+
+    with pytest.raises(Misconfigured, match=r"substations-1 \(process 7 on here\), which is alive"):
+        await process.take()
+
+
+async def test_a_taking_whose_answer_was_lost_is_recognised(clock):
+    one, ledger = unheld(), Leases()
+    process = host(one, ledger)
+    ledger.loses_answers = True
+    with pytest.raises(LedgerUnavailable):
+        await process.take()
+
+    await process.take()
+    await process.beat()
+
+    assert (one.substation.epoch, process.all_held.is_set()) == (1, True)
+
+
+async def test_a_process_that_lost_its_lease_drops_everything(clock):
+    one, ledger = unheld(), Leases()
+    process = host(one, ledger)
+    await process.take()
+    await process.beat()
+    one.substation.start(Claimed("a", 1, "north", 1, 1, 11_000, 3_600_000, 0, 3_600_000), clock.now_s)
+    ledger.lease = Lease("north", 2, 9, None, is_released=False)
+
+    await process.beat()
+
+    assert (one.substation.is_held, one.substation.sessions) == (False, {})
+    assert one.substation.is_fenced(clock.now_s)
+
+
+async def test_the_fence_counts_from_when_the_beat_was_sent_not_from_its_answer(clock):
+    one, ledger = unheld(), Leases()
+    process = host(one, ledger)
+    await process.take()
+    beat = ledger.beat
+
+    async def slow_beat(beats, adopt_after_ms):
+        clock.now_s += 3
+        return await beat(beats, adopt_after_ms)
+
+    ledger.beat = slow_beat
+    await process.beat()
+
+    assert one.substation.fence_at_s == clock.now_s - 3 + 5
+
+
+async def test_nothing_is_taken_in_behind_the_fence():
+    ledger = Ledger(A)
+    one = worker(ledger)
+    one.substation.fence_at_s = -math.inf
+
+    await one.take_in([A])
+
+    assert ledger.assigned == [A]

@@ -1,0 +1,133 @@
+"""The sweep: gives up silent substations, sends on what nobody claims, expires, forgets, and audits the promises.
+
+Every balancer sweeps; each change is a compare-and-set in the ledger, so that it does no harm when two do the same.
+It never publishes: what it sends back is dispatched from the waiting room like any other.
+"""
+
+import asyncio
+from collections.abc import Sequence
+from typing import TypeVar
+
+from balancer.metrics import BalancerMetrics
+from services.clock import monotonic_s
+from services.errors import LedgerUnavailable
+from services.ledger.leases import SilenceWatch, is_lost
+from services.ledger.records import Breach, Swept
+from services.ledger.states import Status
+from services.ledger.sweeping import Sweeping
+from services.logs import get_logger
+from services.messages import Hint
+
+log = get_logger(__name__)
+
+SWEEP_EVERY_S = 0.5
+UNCLAIMED_AFTER_S = 10.0
+"""So long an assigned row may be named by no beat: twice the time in which a living substation finds and claims it."""
+FORGET_EVERY_S = 60.0
+FORGET_AGAIN_S = 1.0
+FORGET_AT_ONCE = 500
+AUDIT_EVERY_S = 5.0
+
+
+Thing = TypeVar("Thing")
+
+
+class Patience:
+    """Since when things have been so, on this observer's clock; what is not named any more is forgotten. Pure."""
+
+    def __init__(self) -> None:
+        self._since_s: dict[object, float] = {}
+
+    def standing(self, things: Sequence[Thing], now_s: float) -> list[tuple[Thing, float]]:
+        """Each of `things` with the time for which it has been named without a break [s]."""
+        self._since_s = {one: self._since_s.get(one, now_s) for one in things}
+        return [(one, now_s - self._since_s[one]) for one in things]
+
+
+class Sweeper:
+    """One balancer's sweep; `look_again` is set where something came back to the waiting room."""
+
+    def __init__(self, ledger: Sweeping, metrics: BalancerMetrics, look_again: asyncio.Event, lease_s: float) -> None:
+        self._ledger = ledger
+        self._metrics = metrics
+        self._look_again = look_again
+        self._lease_s = lease_s
+        self._silence = SilenceWatch(lease_s)
+        self._unclaimed = Patience()
+        self._breaches = Patience()
+        self._told: set[Breach] = set()
+
+    async def sweep_for_ever(self) -> None:
+        """Sweep until cancelled."""
+        while True:
+            try:
+                await self.sweep()
+            except LedgerUnavailable as error:
+                log.warning("sweep_paused", cause=str(error))
+            await asyncio.sleep(SWEEP_EVERY_S)
+
+    async def sweep(self) -> None:
+        """One sweep; raises `LedgerUnavailable`."""
+        leases = await self._ledger.leases()
+        silent_s = self._silence.observe(leases, monotonic_s())
+        lost = [one for one in leases if is_lost(one, silent_s[one.substation], self._lease_s)]
+        if lost:
+            for one in lost:
+                log.warning("substation_lost", substation=one.substation, epoch=one.epoch, holder=one.holder)
+            self._note(await self._ledger.lose(lost))
+        self._note(await self._ledger.lose_orphans())
+        await self._take_back_unclaimed()
+        expired = await self._ledger.expire()
+        if expired:
+            self._metrics.swept.labels("expired").inc(len(expired))
+            log.info("requests_expired", requests=len(expired))
+
+    async def _take_back_unclaimed(self) -> None:
+        standing = self._unclaimed.standing(await self._ledger.unclaimed(), monotonic_s())
+        due: list[Hint] = [hint for hint, for_s in standing if for_s >= UNCLAIMED_AFTER_S]
+        if due:
+            taken_back = await self._ledger.take_back(due)
+            self._metrics.swept.labels("unclaimed").inc(len(taken_back))
+            self._metrics.reassignments.labels("unclaimed").inc(len(taken_back))
+            log.warning("assignments_unclaimed", requests=len(taken_back))
+            self._look_again.set()
+
+    def _note(self, swept: Sequence[Swept]) -> None:
+        for row in swept:
+            self._metrics.swept.labels(str(row.reason) if row.status is Status.ACCEPTED else str(row.status)).inc()
+            if row.status is Status.ACCEPTED:
+                self._metrics.reassignments.labels(row.reason).inc()
+        if swept:
+            log.info("requests_swept", requests=len(swept))
+            self._look_again.set()
+
+    async def forget_for_ever(self, retention_ms: int) -> None:
+        """Delete what ended longer ago than `retention_ms`, a little at a time, until cancelled."""
+        while True:
+            forgotten = 0
+            try:
+                forgotten = await self._ledger.forget(retention_ms, FORGET_AT_ONCE)
+            except LedgerUnavailable as error:
+                log.warning("retention_paused", cause=str(error))
+            if forgotten:
+                self._metrics.swept.labels("forgotten").inc(forgotten)
+                log.info("requests_forgotten", requests=forgotten)
+            await asyncio.sleep(FORGET_AGAIN_S if forgotten == FORGET_AT_ONCE else FORGET_EVERY_S)
+
+    async def audit_for_ever(self) -> None:
+        """Hold the ledger's rows against the promises until cancelled."""
+        while True:
+            await asyncio.sleep(AUDIT_EVERY_S)
+            try:
+                await self.audit()
+            except LedgerUnavailable as error:
+                log.warning("audit_paused", cause=str(error))
+
+    async def audit(self) -> None:
+        """One audit, each breach is counted and told once; raises `LedgerUnavailable`."""
+        breaches = self._breaches.standing(await self._ledger.audit(), monotonic_s())
+        counted = {one for one, for_s in breaches if for_s >= one.after_s}
+        for one in counted - self._told:
+            self._metrics.breaches.inc()
+            log.error("promise_broken", promise=one.promise, subject=one.subject)
+        self._told = counted

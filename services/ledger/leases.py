@@ -1,0 +1,89 @@
+"""Leases without clocks: who holds a substation, and how long an observer has seen its lease stand still; pure.
+
+Nobody's clock is compared with anybody else's. A holder counts renewals in the ledger; an observer times on its own
+clock how long that count does not move, and acts only after the lease and a margin. The holder stops by itself at the
+send time of its last answered renewal plus the lease. So the two can overlap only where their clocks' rates differ
+by more than margin ÷ (2 × lease + margin), 9 % here.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+MARGIN_OF_LEASE = 0.2
+"""The margin as a part of the lease."""
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """A substation's lease as the ledger shows it; `renewals` only goes up, for ever."""
+
+    substation: str
+    epoch: int
+    renewals: int
+    holder: str | None
+    """The process that holds it; None where it was lost and nobody has taken it since."""
+    is_released: bool
+    """The holder has left in order: nobody charges there any more."""
+    heir: str | None = None
+    """A process that waits to take it over."""
+
+    @property
+    def is_free(self) -> bool:
+        """Whether it may be taken at once."""
+        return self.holder is None or self.is_released
+
+
+def silence_s(lease_s: float) -> float:
+    """How long a lease must have stood still for an observer before it may act [s]."""
+    return lease_s * (1 + MARGIN_OF_LEASE)
+
+
+@dataclass(slots=True)
+class _Sighting:
+    lease: Lease
+    since_s: float
+    last_s: float
+
+
+@dataclass(slots=True)
+class SilenceWatch:
+    """Times how long leases stand still on one observer's clock.
+
+    An observer that has not looked for half a lease begins anew: it was frozen, or the ledger was away, and then
+    the holders could not renew either.
+    """
+
+    lease_s: float
+    _sightings: dict[str, _Sighting] = field(default_factory=dict)
+
+    def observe(self, leases: Iterable[Lease], replied_at_s: float) -> dict[str, float]:
+        """Note what a read showed whose reply came at `replied_at_s`; returns how long each has stood still [s].
+
+        Substations that are not named any more are forgotten. An heir's coming is no move.
+        """
+        seen: dict[str, _Sighting] = {}
+        for lease in leases:
+            before = self._sightings.get(lease.substation)
+            stands_still = (
+                before is not None
+                and _moves(before.lease) == _moves(lease)
+                and replied_at_s - before.last_s <= self.lease_s / 2
+            )
+            since_s = before.since_s if before is not None and stands_still else replied_at_s
+            seen[lease.substation] = _Sighting(lease, since_s, replied_at_s)
+        self._sightings = seen
+        return {substation: one.last_s - one.since_s for substation, one in seen.items()}
+
+
+def _moves(lease: Lease) -> tuple[int, int, str | None, bool]:
+    return (lease.epoch, lease.renewals, lease.holder, lease.is_released)
+
+
+def is_lost(lease: Lease, silent_s: float, lease_s: float) -> bool:
+    """Whether a substation that has been silent for `silent_s` may be given up by the sweep.
+
+    With an heir in sight it waits as long again, once: the sessions had better go on where the vehicles stand.
+    """
+    if lease.holder is None:
+        return False
+    return silent_s >= silence_s(lease_s) * (1 if lease.heir is None else 2)

@@ -1,0 +1,153 @@
+"""What a balancer may do to keep the promises: give up lost substations, send rows on, expire, forget, audit.
+
+Everything is compare-and-set, so any number of balancers may do it at once, and twice.
+"""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from services.ledger import lease_statements, statements
+from services.ledger.committer import Operation, Row, Transaction
+from services.ledger.connection import LedgerConnection
+from services.ledger.leases import Lease
+from services.ledger.records import Breach, Swept
+from services.ledger.states import Status
+from services.ledger.tenancy import lease, lease_values
+from services.messages import Hint
+
+AUDIT_NEWEST_TRANSITIONS = 5_000
+
+
+class Sweeping(Protocol):
+    """The sweep's view of the ledger; every method raises `LedgerUnavailable`."""
+
+    async def leases(self) -> list[Lease]:
+        """The lease of every substation that ever had one."""
+
+    async def lose(self, leases: Sequence[Lease]) -> list[Swept]:
+        """Give up substations whose lease is still as seen: their rows end, or go back to the waiting room.
+
+        An open grant counts as delivered, unless the lease was released. In this order: nothing owed → completed;
+        stop asked or departed → stopped; interrupted too often → failed; else accepted.
+        """
+
+    async def lose_orphans(self) -> list[Swept]:
+        """The same for rows that charge in an epoch which is over."""
+
+    async def unclaimed(self) -> list[Hint]:
+        """Assigned rows that their substation's beat, in its present epoch, does not name as in a bay."""
+
+    async def take_back(self, hints: Sequence[Hint]) -> set[str]:
+        """Those of `hints` that still are so → accepted; the ids of those that changed."""
+
+    async def expire(self) -> list[str]:
+        """End what waited past its `wait_until`; the ids of those that changed."""
+
+    async def forget(self, older_than_ms: int, most: int) -> int:
+        """Delete requests that ended more than `older_than_ms` ago, with their history and key; how many."""
+
+    async def audit(self) -> list[Breach]:
+        """Rows that break a promise, at most 100."""
+
+
+def lose(transaction: Transaction, rows: list[Row]) -> list[Row]:
+    """Give up leases; see `Sweeping.lose`."""
+    seen: dict[str, Lease] = {row["substation"]: row["lease"] for row in rows}
+    lost = transaction.execute(
+        lease_statements.LOSE, [[substation, *lease_values(one)] for substation, one in seen.items()]
+    )
+    if not lost:
+        return []
+    sent = transaction.execute(
+        lease_statements.SEND_ELSEWHERE,
+        [[row["id"], row["epoch"], int(not seen[row["id"]].is_released)] for row in lost],
+    )
+    sent += transaction.execute(lease_statements.SEND_BACK, [[row["id"]] for row in lost])
+    return [{"substation": lost[0]["id"], "swept": sent}]
+
+
+def _lose_orphans(transaction: Transaction, rows: list[Row]) -> list[Row]:
+    orphaned = transaction.execute(lease_statements.ORPHANED)
+    sent: list[Row] = []
+    if orphaned:
+        sent = transaction.execute(
+            lease_statements.SEND_ELSEWHERE, [[row["substation"], row["epoch"], 1] for row in orphaned]
+        )
+    return [{"sweep": rows[0]["sweep"], "swept": sent}]
+
+
+def take_back(transaction: Transaction, rows: list[Row]) -> list[Row]:
+    """Take assignments back; see `Sweeping.take_back`."""
+    return transaction.execute(lease_statements.TAKE_BACK, [[row["id"], row["attempt"]] for row in rows])
+
+
+def _expire(transaction: Transaction, rows: list[Row]) -> list[Row]:
+    changed = transaction.execute(statements.EXPIRE)
+    return [{"sweep": rows[0]["sweep"], "ids": [row["id"] for row in changed]}]
+
+
+def _forget(transaction: Transaction, rows: list[Row]) -> list[Row]:
+    limits = {name: rows[0][name] for name in ("older_than_ms", "most")}
+    forgotten = [[row["id"]] for row in transaction.execute(statements.FORGET, **limits)]
+    if forgotten:
+        transaction.execute(statements.FORGET_HISTORY, forgotten)
+    return [{"sweep": rows[0]["sweep"], "requests": len(forgotten)}]
+
+
+LOSE = Operation("lose", "substation", lose)
+LOSE_ORPHANS = Operation("lose_orphans", "sweep", _lose_orphans)
+TAKE_BACK = Operation("take_back", "id", take_back)
+EXPIRE = Operation("expire", "sweep", _expire)
+FORGET = Operation("forget", "sweep", _forget)
+
+
+class LedgerSweeping:
+    """`Sweeping` on a ledger connection."""
+
+    def __init__(self, connection: LedgerConnection) -> None:
+        self._connection = connection
+
+    async def leases(self) -> list[Lease]:
+        """See `Sweeping.leases`."""
+        rows = await self._connection.read(lambda it: it.execute(lease_statements.ALL_LEASES))
+        return [lease(row) for row in rows]
+
+    async def lose(self, leases: Sequence[Lease]) -> list[Swept]:
+        """See `Sweeping.lose`."""
+        rows: list[Row] = [{"substation": one.substation, "lease": one} for one in leases]
+        return [_swept(row) for answer in await self._connection.write(LOSE, rows) for row in answer["swept"]]
+
+    async def lose_orphans(self) -> list[Swept]:
+        """See `Sweeping.lose_orphans`."""
+        [answer] = await self._connection.write(LOSE_ORPHANS, [{"sweep": "orphans"}])
+        return [_swept(row) for row in answer["swept"]]
+
+    async def unclaimed(self) -> list[Hint]:
+        """See `Sweeping.unclaimed`."""
+        rows = await self._connection.read(lambda it: it.execute(lease_statements.UNCLAIMED))
+        return [Hint(row["id"], row["attempt"]) for row in rows]
+
+    async def take_back(self, hints: Sequence[Hint]) -> set[str]:
+        """See `Sweeping.take_back`."""
+        rows: list[Row] = [{"id": hint.request_id, "attempt": hint.attempt} for hint in hints]
+        return {row["id"] for row in await self._connection.write(TAKE_BACK, rows)}
+
+    async def expire(self) -> list[str]:
+        """See `Sweeping.expire`."""
+        ids: list[str] = (await self._connection.write(EXPIRE, [{"sweep": "deadline"}]))[0]["ids"]
+        return ids
+
+    async def forget(self, older_than_ms: int, most: int) -> int:
+        """See `Sweeping.forget`."""
+        rows: list[Row] = [{"sweep": "retention", "older_than_ms": older_than_ms, "most": most}]
+        forgotten: int = (await self._connection.write(FORGET, rows))[0]["requests"]
+        return forgotten
+
+    async def audit(self) -> list[Breach]:
+        """See `Sweeping.audit`."""
+        rows = await self._connection.read(lambda it: it.execute(statements.AUDIT, newest=AUDIT_NEWEST_TRANSITIONS))
+        return [Breach(row["promise"], row["subject"], row["after_s"]) for row in rows]
+
+
+def _swept(row: Row) -> Swept:
+    return Swept(row["id"], Status(row["status"]), row["reason"])

@@ -1,0 +1,79 @@
+"""The witness: every start, stop and piece of energy of a substation, on disk before anybody is told of it.
+
+For checking the promises from outside, without trusting the ledger: its lines are dated by the ticks' own readings of
+the monotonic clock, which all processes of one machine share, and survive a `kill -9` of the process.
+"""
+
+import json
+import os
+import tempfile
+from pathlib import Path
+
+from services.errors import Misconfigured
+from substations.substation import Substation
+
+Key = tuple[str, int, int]
+"""A request at an attempt within an epoch."""
+
+
+class Witness:
+    """Appends to `<folder>/<substation>-<epoch>-<pid>.jsonl`, one JSON object per line.
+
+    `{"event": "start" | "stop", "at_s", …}` and `{"event": "energy", "from_s", "to_s", "energy_j", …}`, each with
+    `substation`, `request_id`, `attempt`, `epoch`. Energy is what was delivered between two ticks [J].
+    """
+
+    def __init__(self, folder: Path) -> None:
+        """Make the folder where there is none; raises `Misconfigured`."""
+        self._folder = folder
+        self._file: int | None = None
+        self._epoch = 0
+        self._seen: dict[Key, int] = {}
+        self._ticked_at_s = 0.0
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=folder):
+                pass
+        except OSError as error:
+            raise Misconfigured(f"EVENLOAD_SUBSTATION_WITNESS: {folder} cannot be used: {error.strerror}") from None
+
+    def write(self, substation: Substation) -> None:
+        """Note what the tick just made changed; returns when it is on disk; raises `OSError`."""
+        now: dict[Key, int] = {
+            (one.claimed.request_id, one.claimed.attempt, one.claimed.epoch): one.delivered_j
+            for one in substation.sessions.values()
+        }
+        at_s = substation.ticked_at_s
+        events: list[tuple[Key, dict[str, object]]] = []
+        events += [(key, {"event": "start", "at_s": at_s}) for key in now.keys() - self._seen.keys()]
+        for key, delivered_j in now.items():
+            energy_j = delivered_j - self._seen.get(key, delivered_j)
+            if energy_j:
+                piece = {"event": "energy", "from_s": self._ticked_at_s, "to_s": at_s, "energy_j": energy_j}
+                events.append((key, piece))
+        events += [(key, {"event": "stop", "at_s": at_s}) for key in self._seen.keys() - now.keys()]
+        self._seen, self._ticked_at_s = now, at_s
+        if events:
+            self._append(substation, events)
+
+    def _append(self, substation: Substation, events: list[tuple[Key, dict[str, object]]]) -> None:
+        lines = [
+            json.dumps(
+                {**event, "substation": substation.id, "request_id": key[0], "attempt": key[1], "epoch": key[2]},
+                separators=(",", ":"),
+            )
+            for key, event in events
+        ]
+        if self._file is None or self._epoch != substation.epoch:
+            self.close()
+            self._epoch = substation.epoch
+            name = f"{substation.id}-{substation.epoch}-{os.getpid()}.jsonl"
+            self._file = os.open(self._folder / name, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        os.write(self._file, ("\n".join(lines) + "\n").encode())
+        os.fsync(self._file)
+
+    def close(self) -> None:
+        """Close the file."""
+        if self._file is not None:
+            os.close(self._file)
+            self._file = None

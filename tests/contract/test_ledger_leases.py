@@ -1,0 +1,290 @@
+"""Leases in the ledger: who may take, renew and release, and what becomes of the rows of a substation that is lost."""
+
+import pytest
+from harness.ledger import HOLDER, ending, let_the_vehicle_leave, let_the_wait_pass, new_request, progress, registration
+
+from services.ledger.leases import Lease
+from services.ledger.records import Assignment, Beat, Claimed
+from services.ledger.states import INTERRUPTIONS_MAX, Reason, Status
+from services.messages import Hint
+
+KWH_J = 3_600_000
+OTHER = "another test #2"
+
+
+async def seen(ledger, substation="north"):
+    return next(one for one in await ledger.sweeping.leases() if one.substation == substation)
+
+
+async def lose(ledger, substation="north"):
+    swept = await ledger.sweeping.lose([await seen(ledger, substation)])
+    return {one.request_id: (one.status, one.reason) for one in swept}
+
+
+async def test_a_substation_that_nobody_ever_held_is_taken_once(ledger, rival):
+    one = [registration("east")]
+
+    assert await ledger.tenancy.take(one, {}, HOLDER) == {"east": 1}
+    assert await rival.tenancy.take(one, {}, OTHER) == {}
+    assert await seen(ledger, "east") == Lease("east", 1, 0, HOLDER, is_released=False)
+
+
+@pytest.mark.parametrize(
+    "stale",
+    [
+        {"epoch": 0},
+        {"renewals": 1},
+        {"holder": OTHER},
+        {"holder": None},
+        {"is_released": True},
+    ],
+)
+async def test_taking_and_losing_need_the_lease_exactly_as_it_was_seen(ledger, stale):
+    await ledger.claimed("r")
+    lease = await seen(ledger)
+    as_seen = Lease(**{"substation": "north", **{one: getattr(lease, one) for one in FIELDS}, **stale})
+
+    assert await ledger.tenancy.take([registration("north")], {"north": as_seen}, OTHER) == {}
+    assert await ledger.sweeping.lose([as_seen]) == []
+
+    assert await seen(ledger) == lease
+    assert await ledger.status("r") is Status.CHARGING
+
+
+FIELDS = ("epoch", "renewals", "holder", "is_released")
+
+
+async def test_each_beat_renews_and_ends_the_wait_of_an_heir(ledger, rival):
+    await rival.tenancy.wait_for(["north"], OTHER)
+    assert (await seen(ledger)).heir == OTHER
+
+    assert await ledger.beat() is not None
+
+    assert await seen(ledger) == Lease("north", 1, 1, HOLDER, is_released=False)
+
+
+@pytest.mark.parametrize("wrong", [{"epoch": 2}, {"epoch": 0}, {"holder": OTHER}, {"at": "nowhere"}])
+async def test_a_beat_for_a_lease_that_is_not_ours_changes_nothing(ledger, wrong):
+    await ledger.claimed("r")
+    told = progress("r", 5, wanted_j=9)
+
+    assert await ledger.beat(told, **wrong) is None
+
+    assert (await seen(ledger)).renewals == 0
+    assert (await ledger.intake.request("r")).energy_delivered_j == 0
+
+
+async def test_an_heir_is_noted_only_where_it_has_to_wait(ledger):
+    assert await ledger.tenancy.wait_for(["nowhere"], OTHER) == {}
+    await ledger.tenancy.release([Beat("north", 1, HOLDER, (), (), 0)])
+
+    leases = await ledger.tenancy.wait_for(["north", "south"], OTHER)
+
+    assert {one: lease.heir for one, lease in leases.items()} == {"north": None, "south": OTHER}
+    assert [one for one, lease in leases.items() if lease.is_free] == ["north"]
+
+
+async def test_a_grant_is_taken_with_the_claim_and_renewed_by_each_beat(ledger):
+    await ledger.assigned("r", energy_requested_j=KWH_J)
+    [claim] = (await ledger.charging.claim([Hint("r", 1)], "north", 1, 40, grant_s=60)).claimed
+    assert claim.energy_granted_j == 60 * 11_000
+
+    granted = []
+    for delivered_j, wanted_j in ((1_000, 700_000), (900, 600_000), (2_000, KWH_J)):
+        answer = await ledger.beat(progress("r", delivered_j, wanted_j=wanted_j))
+        granted.append((answer.charging[0].energy_delivered_j, answer.charging[0].energy_granted_j))
+
+    assert granted == [(1_000, 700_000), (1_000, 700_000), (2_000, KWH_J)]
+
+
+async def test_a_first_grant_never_goes_beyond_what_was_asked_for(ledger):
+    await ledger.assigned("r", energy_requested_j=5_000)
+
+    [claim] = (await ledger.charging.claim([Hint("r", 1)], "north", 1, 40, grant_s=60)).claimed
+
+    assert claim.energy_granted_j == 5_000
+
+
+async def test_an_open_grant_of_a_lost_tenure_counts_as_delivered(ledger):
+    await ledger.claimed("r")
+    await ledger.beat(progress("r", 1_000, wanted_j=9_000))
+
+    assert await lose(ledger) == {"r": (Status.ACCEPTED, Reason.SUBSTATION_LOST)}
+
+    record = await ledger.intake.request("r")
+    assert (record.energy_delivered_j, record.substation) == (9_000, None)
+    assert await ledger.dispatch.assign([Assignment("r", 1, "south")]) == {"r"}
+    [claim] = (await ledger.charging.claim([Hint("r", 2)], "south", 1, 40, grant_s=1)).claimed
+    assert (claim.energy_delivered_j, claim.energy_granted_j) == (9_000, 20_000)
+
+
+async def test_a_tenure_that_was_released_has_settled_and_interrupts_nobody(ledger, rival):
+    await ledger.claimed("r", "never-started")
+    await ledger.beat(progress("r", 1_000, wanted_j=9_000), grant_s=1)
+
+    released = await ledger.tenancy.release([Beat("north", 1, HOLDER, (progress("r", 1_500, wanted_j=9_000),), (), 0)])
+    assert released == {"north"}
+    assert await rival.take(registration("north"), holder=OTHER) == {"north": 2}
+
+    answer = await rival.beat(epoch=2, holder=OTHER)
+    assert {one.request_id: (one.energy_delivered_j, one.energy_granted_j) for one in answer.charging} == {
+        "r": (1_500, 1_500),
+        "never-started": (0, 0),
+    }
+    for _ in range(2 * INTERRUPTIONS_MAX):
+        lease = await seen(rival)
+        await rival.tenancy.release([Beat("north", lease.epoch, lease.holder, (), (), 0)])
+        await rival.take(registration("north"), holder=OTHER)
+    assert await rival.status("r") is Status.CHARGING
+
+
+async def test_who_has_left_in_order_claims_and_renews_no_more(ledger):
+    await ledger.assigned("r")
+    await ledger.tenancy.release([Beat("north", 1, HOLDER, (), (), 0)])
+
+    assert await ledger.claim([Hint("r", 1)], "north", 1) == []
+    assert await ledger.beat() is None
+    assert await ledger.tenancy.release([Beat("north", 1, HOLDER, (), (), 0)]) == set()
+
+
+async def test_a_lost_substations_rows_end_or_go_back_in_the_order_of_what_is_true_of_them(ledger, path):
+    leaves_ms = (await ledger.intake.accept([new_request("clock")]))[0].accepted_at_ms + 60_000
+    await ledger.claimed("has-all", "stop", "goes-on")
+    await ledger.claimed("departed", departs_at_ms=leaves_ms)
+    await ledger.claimed("stop-and-all")
+    await ledger.assigned("in-bay", "on-its-way")
+    await ledger.claimed("elsewhere", at="south")
+    await ledger.assigned("to-south", to="south")
+    for one in ("stop", "stop-and-all"):
+        await ledger.intake.withdraw(one)
+    let_the_vehicle_leave(path, "departed")
+    lines = [progress(one, 100, wanted_j=36_000_000) for one in ("has-all", "stop-and-all")]
+    await ledger.beat(*lines, progress("goes-on", 100, wanted_j=200), in_bays=[Hint("in-bay", 1)])
+
+    assert await lose(ledger) == {
+        "has-all": (Status.COMPLETED, Reason.ENERGY_LIMIT_REACHED),
+        "stop-and-all": (Status.COMPLETED, Reason.ENERGY_LIMIT_REACHED),
+        "stop": (Status.STOPPED, Reason.REMOTE),
+        "departed": (Status.STOPPED, Reason.EV_DISCONNECTED),
+        "goes-on": (Status.ACCEPTED, Reason.SUBSTATION_LOST),
+        "in-bay": (Status.ACCEPTED, Reason.SUBSTATION_LOST),
+        "on-its-way": (Status.ACCEPTED, Reason.SUBSTATION_LOST),
+    }
+    assert (await ledger.intake.request("goes-on")).energy_delivered_j == 200
+    assert await ledger.status("elsewhere") is Status.CHARGING
+    assert await ledger.status("to-south") is Status.ASSIGNED
+    assert (await seen(ledger)).holder is None
+    assert await lose(ledger, "north") == {}
+
+
+async def test_nothing_expires_because_of_a_loss_alone_but_nobody_waits_past_its_departure(ledger, path):
+    leaves_ms = (await ledger.intake.accept([new_request("clock")]))[0].accepted_at_ms + 60_000
+    await ledger.claimed("long", "brief")
+    await ledger.claimed("leaves", departs_at_ms=leaves_ms)
+    await ledger.assigned("bay")
+    for one in ("long", "bay"):
+        let_the_wait_pass(path, one)
+
+    await lose(ledger)
+
+    assert await ledger.sweeping.expire() == []
+    assert (await ledger.intake.request("leaves")).wait_until_ms == leaves_ms
+    assert (await ledger.intake.request("long")).wait_until_ms > leaves_ms
+
+
+async def test_a_session_that_loses_its_substation_too_often_has_failed(ledger):
+    await ledger.claimed("r")
+    for _ in range(INTERRUPTIONS_MAX):
+        await ledger.take(registration("north"))
+        assert await ledger.status("r") is Status.CHARGING
+
+    await ledger.take(registration("north"))
+
+    assert await ledger.status("r") is Status.FAILED
+    assert (await ledger.history("r"))[-1].reason == Reason.INTERRUPTED_TOO_OFTEN
+
+
+async def test_a_successor_with_fewer_connectors_sends_the_latest_sessions_elsewhere(ledger):
+    await ledger.claimed("a")
+    await ledger.claimed("b")
+    await ledger.claimed("c")
+
+    await ledger.take(registration("north", connectors=2))
+
+    assert [await ledger.status(one) for one in "abc"] == ["charging", "charging", "accepted"]
+    assert (await ledger.history("c"))[-1].reason == Reason.DECLINED
+    assert [one.request_id for one in (await ledger.beat(epoch=2)).charging] == ["a", "b"]
+
+
+async def test_an_assignment_that_no_beat_of_this_epoch_names_is_unclaimed_and_can_be_taken_back(ledger):
+    await ledger.assigned("named", "unnamed")
+    await ledger.beat(in_bays=[Hint("named", 1)])
+
+    assert await ledger.sweeping.unclaimed() == [Hint("unnamed", 1)]
+    assert await ledger.sweeping.take_back([Hint("named", 1), Hint("unnamed", 1)]) == {"unnamed"}
+    assert (await ledger.history("unnamed"))[-1].reason == Reason.UNCLAIMED
+
+    await ledger.beat()
+    assert await ledger.sweeping.unclaimed() == [Hint("named", 1)]
+    await ledger.beat(in_bays=[Hint("named", 1)])
+    await ledger.take(registration("north"))
+    assert await ledger.sweeping.unclaimed() == [Hint("named", 1)]
+
+
+async def test_an_assignment_to_a_substation_that_is_lost_is_unclaimed(ledger):
+    await lose(ledger)
+    await ledger.assigned("r")
+
+    assert await ledger.sweeping.unclaimed() == [Hint("r", 1)]
+
+
+async def test_who_stands_in_a_bay_is_claimed_before_who_comes_however_urgent(ledger):
+    await ledger.assigned("stands")
+    await ledger.assigned("urgent", priority=9)
+    hints = [Hint("urgent", 1), Hint("stands", 1)]
+
+    claims = await ledger.charging.claim(hints, "north", 1, 1, in_bays=[Hint("stands", 1)])
+
+    assert [one.request_id for one in claims.claimed] == ["stands"]
+
+
+async def test_the_registry_tells_who_has_a_lease(ledger):
+    await lose(ledger, "north")
+    await ledger.tenancy.release([Beat("south", 1, HOLDER, (), (), 0)])
+
+    assert {one.substation: one.has_lease for one in await ledger.dispatch.registry()} == {
+        "north": False,
+        "south": False,
+    }
+    await ledger.take(registration("south"))
+    assert [one.substation for one in await ledger.dispatch.registry() if one.has_lease] == ["south"]
+
+
+async def test_an_old_holder_ends_nothing_that_charges_elsewhere_by_now(ledger):
+    [claim] = await ledger.claimed("r")
+    assert isinstance(claim, Claimed)
+    await lose(ledger)
+    await ledger.dispatch.assign([Assignment("r", 1, "south")])
+    await ledger.claim([Hint("r", 2)], "south", 1)
+
+    assert await ledger.charging.end([ending("r")]) == {}
+    assert await ledger.status("r") is Status.CHARGING
+
+
+async def test_the_audit_finds_nothing_in_a_sound_ledger_and_each_breach_in_a_broken_one(ledger, execute):
+    await ledger.claimed("a", "b", "c")
+    await ledger.assigned("waits")
+    assert await ledger.sweeping.audit() == []
+
+    execute("UPDATE request SET energy_delivered_j = 5 WHERE id = 'a'")
+    execute("UPDATE request SET epoch = 7 WHERE id = 'b'")
+    execute("UPDATE substation SET connectors = 2 WHERE id = 'north'")
+    execute("UPDATE request SET wait_until_ms = 1 WHERE id = 'waits'")
+    found = {(one.promise, one.subject): one.after_s for one in await ledger.sweeping.audit()}
+
+    assert found == {
+        ("more energy than granted, or granted than asked for", "a"): 0,
+        ("charging outside of a tenure", "b"): 0,
+        ("more sessions than connectors", "north"): 0,
+        ("waiting past its time", "waits"): 30,
+    }
