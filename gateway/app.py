@@ -13,11 +13,13 @@ from gateway.settings import GatewaySettings
 from gateway.substations import SubstationRoutes
 from gateway.waits import WaitForecast
 from services.ledger.intake import Intake
+from services.ledger.operating import Operating
 
 
 def build_app(
     *,
     ledger: Intake,
+    operating: Operating,
     intake: IntakeQueue,
     view: LoadView,
     metrics: GatewayMetrics,
@@ -26,7 +28,7 @@ def build_app(
 ) -> web.Application:
     """The HTTP application; what it serves is the API's contract."""
     requests = ChargeRequestRoutes(ledger, intake, WaitForecast(ledger, view), speed, settings.wait_max_s)
-    substations = SubstationRoutes(view, metrics)
+    substations = SubstationRoutes(view, metrics, operating)
     app = web.Application(client_max_size=BODY_MAX_BYTES, middlewares=[problem_details(metrics)])
     app.add_routes(
         [
@@ -36,6 +38,8 @@ def build_app(
             web.delete("/charge-requests/{request_id}", requests.delete),
             web.get("/substations", substations.get_all),
             web.get("/substations/{substation}", substations.get),
+            web.put("/substations/{substation}/limit", substations.put_limit),
+            web.put("/substations/{substation}/operational", substations.put_operational),
             web.post("/request_charge", RequestChargeRoute(requests).post),
         ]
     )

@@ -4,7 +4,7 @@ import hashlib
 import re
 from datetime import MAXYEAR, UTC, datetime
 from http import HTTPStatus
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 from aiohttp import web
 from aiohttp.http_exceptions import ContentEncodingError, TransferEncodingError
@@ -34,6 +34,11 @@ def _tellable(value: datetime) -> datetime:
     return value
 
 
+Moment = Annotated[AwareDatetime, Field(strict=False), BeforeValidator(_only_text), AfterValidator(_tellable)]
+"""A time with an offset, as RFC 3339 has it."""
+AnyBody = TypeVar("AnyBody", bound=BaseModel)
+
+
 class ChargeRequest(BaseModel):
     """What a client asks for; units stand in the names."""
 
@@ -42,9 +47,7 @@ class ChargeRequest(BaseModel):
     vehicle_id: Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[\x21-\x7e]+$")]
     energy_kwh: Annotated[float, Field(gt=0, le=1_000)] = 10
     max_power_kw: Annotated[float, Field(gt=0, le=1_000)] = 11
-    depart_by: (
-        Annotated[AwareDatetime, Field(strict=False), BeforeValidator(_only_text), AfterValidator(_tellable)] | None
-    ) = None
+    depart_by: Moment | None = None
     zone: Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[^\x00-\x1f\x7f]+$")] | None = None
     priority: Annotated[int, Field(ge=0, le=9)] = 0
 
@@ -118,10 +121,10 @@ async def read_body(request: web.Request) -> bytes:
         ) from None
 
 
-def parse_charge_request(body: Any) -> ChargeRequest:
+def checked(model: type[AnyBody], body: Any) -> AnyBody:
     """Check a parsed body; raises `Problem` 422 that names each faulty field and the cure."""
     try:
-        return ChargeRequest.model_validate(body)
+        return model.model_validate(body)
     except ValidationError as error:
         faults = [
             {

@@ -7,7 +7,7 @@ from typing import Any
 
 from aiohttp import web
 
-from gateway.bodies import ChargeRequest, parse_charge_request, read_idempotency_key, read_json, utc_now
+from gateway.bodies import ChargeRequest, checked, read_idempotency_key, read_json, utc_now
 from gateway.intake import IntakeQueue
 from gateway.listing import read_list_query
 from gateway.problems import Problem
@@ -33,7 +33,7 @@ class ChargeRequestRoutes:
     async def post(self, request: web.Request) -> web.Response:
         """202 with `Location` once the request is durable."""
         key = read_idempotency_key(request)
-        asked = parse_charge_request(await read_json(request))
+        asked = checked(ChargeRequest, await read_json(request))
         accepted = await self.accept(asked, key)
         if key is not None and accepted.body_hash != asked.digest():
             raise Problem(

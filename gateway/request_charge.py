@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from aiohttp import web
 
-from gateway.bodies import ChargeRequest, parse_charge_request, read_body, read_json
+from gateway.bodies import ChargeRequest, checked, read_body, read_json
 from gateway.charge_requests import ChargeRequestRoutes
 
 
@@ -28,6 +28,6 @@ class RequestChargeRoute:
     async def _asked(self, request: web.Request) -> ChargeRequest:
         anonymous = {"vehicle_id": f"EV-{uuid.uuid4().hex[:8]}"}
         if not await read_body(request):
-            return parse_charge_request(anonymous)
+            return checked(ChargeRequest, anonymous)
         body = await read_json(request)
-        return parse_charge_request({**anonymous, **body} if isinstance(body, dict) else body)
+        return checked(ChargeRequest, {**anonymous, **body} if isinstance(body, dict) else body)

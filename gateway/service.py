@@ -15,6 +15,7 @@ from services.admin import bind
 from services.backends import opened
 from services.broker.events import LOAD_TABLE, listening
 from services.ledger.intake import LedgerIntake
+from services.ledger.operating import LedgerOperating
 from services.lifecycle import Life, run
 
 
@@ -31,7 +32,15 @@ async def serve(life: Life, settings: GatewaySettings) -> None:
         await stack.enter_async_context(life.background(intake.run(), metrics.follow(ledger)))
         # Entered after the queue it feeds: the port closes before the queue is drained.
         stack.push_async_callback(intake.drain)
-        app = build_app(ledger=ledger, intake=intake, view=view, metrics=metrics, speed=common.speed, settings=settings)
+        app = build_app(
+            ledger=ledger,
+            operating=LedgerOperating(backends.ledger),
+            intake=intake,
+            view=view,
+            metrics=metrics,
+            speed=common.speed,
+            settings=settings,
+        )
         await stack.enter_async_context(_http(app, settings))
         await life.serve_until_stopped()
 

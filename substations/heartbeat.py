@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from services.clock import monotonic_s
 from services.errors import LedgerUnavailable, Misconfigured
 from services.ledger.leases import Lease, SilenceWatch, silence_s
-from services.ledger.records import Beat, Heartbeat, Registration
+from services.ledger.records import Beat, Heartbeat, Orders, Registration
 from services.ledger.tenancy import Tenancy
 from services.logs import get_logger
 from substations.worker import Worker
@@ -47,6 +47,7 @@ class Host:
         self._heartbeat_s = heartbeat_s
         self._watch = SilenceWatch(lease_s)
         self._first_seen: dict[str, Lease] = {}
+        self._told_applied: dict[str, Orders | None] = {}
         self.all_held = asyncio.Event()
         """Set once every hosted substation was ours and its lease renewed."""
 
@@ -60,11 +61,16 @@ class Host:
                 await self.beat()
             except LedgerUnavailable as error:
                 log.warning("heartbeat_missed", cause=str(error))
-            pause_s = self._heartbeat_s if not self._wanted() else min(LOOK_EVERY_S, self._heartbeat_s)
+            pause_s = min(LOOK_EVERY_S, self._heartbeat_s) if self._is_hurried() else self._heartbeat_s
             await asyncio.sleep(max(0.0, began_at + pause_s - loop.time()))
 
     def _wanted(self) -> list[str]:
         return [one for one, worker in self._workers.items() if not worker.substation.is_held]
+
+    def _is_hurried(self) -> bool:
+        """Whether a lease is awaited, or orders were heard whose application has not been told yet."""
+        hosted = [worker.substation for worker in self._workers.values()]
+        return any(not one.is_held or one.orders != self._told_applied.get(one.id) for one in hosted)
 
     async def take(self) -> None:
         """Take the leases that are free, or have been silent for long enough; raises as `beat_for_ever`."""
@@ -116,6 +122,7 @@ class Host:
                 continue
             if substation in answers:
                 worker.substation.renew(sent_at_s, self._lease_s)
+                self._told_applied[substation] = beat.applied
                 _hear(worker, answers[substation], beat, sent_at_s)
             else:
                 log.warning("lease_lost", substation=substation, sessions=len(worker.substation.sessions))

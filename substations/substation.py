@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from services.ledger.records import Beat, Claimed, Ending, Heartbeat, Progress
+from services.ledger.records import Beat, Claimed, Ending, Heartbeat, Orders, Progress
 from services.ledger.states import Reason
 from services.messages import Hint
 from substations.session import Session
@@ -32,6 +32,10 @@ class Substation:
     """Our tenure; 0 while the substation is not ours."""
     fence_at_s: float = -math.inf
     """From then on nothing is delivered, until the lease is renewed."""
+    orders: Orders | None = None
+    """The last ones heard; the next tick is done by them."""
+    applied: Orders | None = None
+    """The ones by which the last tick was done."""
     grant_s: int = 0
     """Session time that a session may go on without hearing from the ledger."""
     floor_w: int = 0
@@ -68,6 +72,7 @@ class Substation:
         self.epoch, self.fence_at_s = 0, -math.inf
         self.sessions, self.in_bays, self._recently_ended = {}, [], {}
         self.claims_total, self.ends_by_reason = 0, {Reason.ENERGY_LIMIT_REACHED: 0}
+        self.orders = self.applied = None
         self._stands_still = True
 
     def renew(self, sent_at_s: float, lease_s: float) -> None:
@@ -76,19 +81,29 @@ class Substation:
         self.renewals_total += 1
 
     @property
+    def is_operative(self) -> bool:
+        """Whether it takes vehicles; one that does not lets its sessions finish."""
+        return self.orders is None or self.orders.operative
+
+    @property
     def free_connectors(self) -> int:
         """Connectors that another session may take: none holds them, and the limit has a floor's power for it."""
-        return min(self.connectors, self.limit_w // max(1, self.floor_w)) - len(self.sessions)
+        if not self.is_operative:
+            return 0
+        limit_w = self.limit_w if self.orders is None else min(self.limit_w, self.orders.limit_w)
+        return min(self.connectors, limit_w // max(1, self.floor_w)) - len(self.sessions)
 
     def park(self, held: Sequence[Hint]) -> list[Hint]:
         """Fill the bays from `held`, what is assigned to us still, in its order; returns those that find none.
 
-        Who stands in a bay already is not overtaken by who comes; who is not held any more leaves its bay.
+        One that takes no vehicles has no bays either. Who stands in a bay already is not overtaken by who comes; who is
+        not held any more leaves its bay.
         """
         standing = set(self.in_bays)
         ordered = sorted(held, key=lambda hint: hint not in standing)  # stable: else in the order of `held`
-        self.in_bays = ordered[: self.bays]
-        return ordered[self.bays :]
+        bays = self.bays if self.is_operative else 0
+        self.in_bays = ordered[:bays]
+        return ordered[bays:]
 
     def vacate(self, gone: Iterable[Hint]) -> None:
         """Empty the bays of those who were cancelled, expired or given back."""
@@ -131,6 +146,9 @@ class Substation:
 
         Behind the fence nothing is delivered, for none of the time since the last tick: somebody else may have begun.
         """
+        if self.orders is not None:
+            self.limit_w = self.orders.limit_w
+        self.applied = self.orders
         if self.is_fenced(now_s):
             self._stand_still(now_s)
             return self._endings()
@@ -172,7 +190,9 @@ class Substation:
 
     def beat(self, holder: str) -> Beat:
         """What a heartbeat tells of it: what each session has delivered and needs next, and who stands in a bay."""
-        return Beat(self.id, self.epoch, holder, tuple(self.progress()), tuple(self.in_bays), self.grant_s)
+        return Beat(
+            self.id, self.epoch, holder, tuple(self.progress()), tuple(self.in_bays), self.grant_s, self.applied
+        )
 
     def progress(self) -> list[Progress]:
         """What each session has delivered so far, and the grant it needs next."""
@@ -208,6 +228,7 @@ class Substation:
         Sessions get their grants; unknown ones are adopted, asked-for stops are done at the next tick, and who is not
         assigned here any more leaves its bay. Returns how many were adopted and newly asked to stop.
         """
+        self.orders = answer.orders
         adopted = self.adopt(answer.charging, sent_at_s)
         stopped = self.stop((row.request_id, row.attempt) for row in answer.charging if row.stop_asked)
         for row in answer.charging:

@@ -8,6 +8,7 @@ from services.clock import monotonic_s
 from services.errors import LedgerUnavailable
 from services.ledger.charging import Charging
 from services.ledger.records import Ending
+from services.ledger.states import Reason
 from services.logs import get_logger
 from services.messages import Hint
 from substations.substation import Substation
@@ -73,12 +74,19 @@ class Worker:
                 log.info("requests_claimed", substation=substation.id, requests=len(claims.claimed))
             beyond = substation.park(claims.held)
             if beyond:
-                declined = await self._ledger.decline(beyond, substation.id)
-                log.info("requests_declined", substation=substation.id, requests=len(declined))
+                reason = Reason.DECLINED if substation.is_operative else Reason.DRAINED
+                declined = await self._ledger.decline(beyond, substation.id, reason)
+                log.info("requests_declined", substation=substation.id, requests=len(declined), reason=reason)
 
     async def serve_bays(self) -> None:
-        """Let those in bays take the connectors that are free by now; an absent ledger leaves it to the heartbeat."""
-        if self.substation.in_bays and self.substation.free_connectors > 0 and not self._is_leaving:
+        """Let those in bays take the connectors that are free by now; one that takes no vehicles sends them back.
+
+        An absent ledger leaves it to the heartbeat.
+        """
+        substation = self.substation
+        if not substation.in_bays or self._is_leaving:
+            return
+        if substation.free_connectors > 0 or not substation.is_operative:
             try:
                 await self.take_in([])
             except LedgerUnavailable as error:

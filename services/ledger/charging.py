@@ -33,7 +33,7 @@ class Charging(Protocol):
         the claimed.
         """
 
-    async def decline(self, hints: Sequence[Hint], substation: str) -> set[str]:
+    async def decline(self, hints: Sequence[Hint], substation: str, reason: Reason = Reason.DECLINED) -> set[str]:
         """Assigned to us at that attempt → accepted; the ids of those that changed."""
 
     async def end(self, endings: Sequence[Ending]) -> dict[str, int]:
@@ -100,9 +100,9 @@ class LedgerCharging:
             tuple(Hint(row["id"], row["attempt"]) for row in answer if "is_held" in row),
         )
 
-    async def decline(self, hints: Sequence[Hint], substation: str) -> set[str]:
+    async def decline(self, hints: Sequence[Hint], substation: str, reason: Reason = Reason.DECLINED) -> set[str]:
         """See `Charging.decline`."""
-        return await give_back(self._connection, hints, substation, Reason.DECLINED)
+        return await give_back(self._connection, hints, substation, reason)
 
     async def end(self, endings: Sequence[Ending]) -> dict[str, int]:
         """See `Charging.end`."""

@@ -211,3 +211,18 @@ FROM {rows: substation, epoch} AS r
 JOIN request AS q ON q.status = 'charging' AND q.substation = r.substation AND q.epoch = r.epoch
 ORDER BY q.claim_number
 """
+APPLIED = """
+UPDATE substation
+SET applied_number = r.number, applied_limit_w = r.limit_w, applied_operative = r.operative, applied_at_ms = {now}
+FROM {rows: id, number, limit_w, operative} AS r
+WHERE substation.id = r.id
+  AND (substation.applied_number IS NULL OR substation.applied_number <> r.number
+       OR substation.applied_limit_w <> r.limit_w OR substation.applied_operative <> r.operative)
+RETURNING substation.id
+"""
+ORDERS = """
+SELECT s.id AS substation, s.order_number, s.operative,
+       CASE WHEN s.asked_limit_w < s.limit_w AND (s.asked_until_ms IS NULL OR s.asked_until_ms > {now})
+            THEN s.asked_limit_w ELSE s.limit_w END AS limit_w
+FROM {rows: id} AS r JOIN substation AS s ON s.id = r.id
+"""

@@ -204,6 +204,33 @@ class Ending:
 
 
 @dataclass(frozen=True, slots=True)
+class Orders:
+    """What holds for a substation: an operator's limit while it lasts, else its own [W]; whether it takes vehicles."""
+
+    number: int
+    """Goes up with every order."""
+    limit_w: int
+    operative: bool
+
+
+@dataclass(frozen=True, slots=True)
+class OrderState:
+    """An operator's orders for a substation, and since when they are applied; times in ms of the database's clock."""
+
+    substation: str
+    own_limit_w: int
+    asked_limit_w: int | None
+    """None: its own."""
+    until_ms: int | None
+    """When the limit lapses; None: never."""
+    operative: bool
+    asked_at_ms: int | None
+    """Of the last order; None: there never was one."""
+    applied_at_ms: int | None
+    """Since when the substation does as it was told; None: not yet."""
+
+
+@dataclass(frozen=True, slots=True)
 class Beat:
     """What a process tells of one substation that it holds, and renews its lease by."""
 
@@ -214,6 +241,8 @@ class Beat:
     in_bays: tuple[Hint, ...]
     grant_s: int
     """Session time that a grant to an adopted session lasts at its most power."""
+    applied: Orders | None = None
+    """The orders by which the last tick was done; None where none was heard yet."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,6 +256,7 @@ class Heartbeat:
     """Those of `assigned` whose message should have come by now."""
     charging: tuple[Claimed, ...]
     """All that charge there in this epoch, known to the process or not."""
+    orders: Orders
 
 
 @dataclass(frozen=True, slots=True)

@@ -89,6 +89,15 @@ SQLITE = (
         released     INTEGER NOT NULL DEFAULT 0,
         heir         TEXT,
         left_at_ms   INTEGER,
+        order_number      INTEGER NOT NULL DEFAULT 0,
+        operative         INTEGER NOT NULL DEFAULT 1,
+        asked_limit_w     INTEGER,
+        asked_until_ms    INTEGER,
+        asked_at_ms       INTEGER,
+        applied_number    INTEGER,
+        applied_operative INTEGER,
+        applied_limit_w   INTEGER,
+        applied_at_ms     INTEGER,
         claims_total INTEGER NOT NULL DEFAULT 0,
         ends_total   INTEGER NOT NULL DEFAULT 0
     )

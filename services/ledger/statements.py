@@ -76,6 +76,28 @@ FROM {rows: asked, idempotency_key} AS r JOIN request AS q ON q.idempotency_key 
 WHERE q.id <> r.asked
 """
 
+ORDER_LIMIT = """
+UPDATE substation
+SET asked_limit_w = r.limit_w, asked_until_ms = r.until_ms, asked_at_ms = {now},
+    order_number = substation.order_number + 1
+FROM {rows: id, limit_w, until_ms} AS r
+WHERE substation.id = r.id AND (r.limit_w IS NULL OR r.limit_w <= substation.limit_w)
+RETURNING substation.id
+"""
+ORDER_STATUS = """
+UPDATE substation
+SET operative = r.operative, asked_at_ms = {now}, order_number = substation.order_number + 1
+FROM {rows: id, operative} AS r
+WHERE substation.id = r.id
+RETURNING substation.id
+"""
+ORDER_STATES = """
+SELECT id AS substation, limit_w AS own_limit_w, asked_at_ms, operative,
+       CASE WHEN asked_until_ms IS NULL OR asked_until_ms > {now} THEN asked_limit_w END AS asked_limit_w,
+       CASE WHEN asked_until_ms > {now} THEN asked_until_ms END AS until_ms,
+       CASE WHEN applied_number = order_number THEN applied_at_ms END AS applied_at_ms
+FROM substation ORDER BY id
+"""
 WITHDRAW = """
 UPDATE request
 SET status = CASE WHEN request.status = 'charging' THEN 'charging'
@@ -265,7 +287,7 @@ FROM (
     JOIN request AS q ON q.id = c.id
     JOIN substation AS s ON s.id = c.substation
     WHERE q.status = 'assigned' AND q.attempt = c.attempt AND q.substation = c.substation AND s.epoch = c.epoch
-      AND s.released = 0 AND q.stop_asked = 0 AND q.wait_until_ms > {now}
+      AND s.released = 0 AND s.operative = 1 AND q.stop_asked = 0 AND q.wait_until_ms > {now}
 ) AS r
 WHERE request.id = r.id AND request.status = 'assigned' AND request.attempt = r.attempt
   AND r.place <= r.places AND r.place <= r.connectors_free

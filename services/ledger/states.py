@@ -42,6 +42,7 @@ class Reason(StrEnum):
     CLAIMED = "claimed"
     RESUMED = "resumed"
     DECLINED = "declined"
+    DRAINED = "drained"
     UNROUTABLE = "unroutable"
     UNCLAIMED = "unclaimed"
     SUBSTATION_LOST = "substation_lost"

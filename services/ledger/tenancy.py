@@ -10,7 +10,7 @@ from services.ledger.charging import claimed
 from services.ledger.committer import Operation, Row, Transaction
 from services.ledger.connection import LedgerConnection
 from services.ledger.leases import Lease
-from services.ledger.records import Beat, Heartbeat, Registration
+from services.ledger.records import Beat, Heartbeat, Orders, Registration
 from services.messages import Hint
 
 
@@ -74,6 +74,13 @@ def beat(transaction: Transaction, rows: list[Row]) -> list[Row]:
     ours = [beats[row["id"]] for row in renewed]
     if not ours:
         return []
+    applied = [
+        [one.substation, one.applied.number, one.applied.limit_w, int(one.applied.operative)]
+        for one in ours
+        if one.applied is not None
+    ]
+    if applied:
+        transaction.execute(statements.APPLIED, applied)
     _tell(transaction, ours)
     transaction.execute(statements.GRANT, [[one.substation, one.epoch, one.grant_s] for one in ours])
     standing = [[*hint, one.substation, one.epoch] for one in ours for hint in one.in_bays]
@@ -89,12 +96,17 @@ def beat(transaction: Transaction, rows: list[Row]) -> list[Row]:
     charging: dict[str, list[Row]] = defaultdict(list)
     for row in transaction.execute(statements.CHARGING_HERE, [[one.substation, one.epoch] for one in ours]):
         charging[row["substation"]].append(row)
+    orders = {
+        row["substation"]: Orders(row["order_number"], row["limit_w"], bool(row["operative"]))
+        for row in transaction.execute(statements.ORDERS, hosted)
+    }
     return [
         {
             "substation": one.substation,
             "epoch": one.epoch,
             "assigned": assigned[one.substation],
             "charging": charging[one.substation],
+            "orders": orders[one.substation],
         }
         for one in ours
     ]
@@ -158,6 +170,7 @@ class LedgerTenancy:
                 tuple(Hint(one["id"], one["attempt"]) for one in row["assigned"]),
                 tuple(Hint(one["id"], one["attempt"]) for one in row["assigned"] if one["is_overdue"]),
                 tuple(claimed(one) for one in row["charging"]),
+                row["orders"],
             )
             for row in await self._connection.write(BEAT, rows)
         ]

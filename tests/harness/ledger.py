@@ -9,6 +9,7 @@ from services.ledger.charging import LedgerCharging
 from services.ledger.connection import open_ledger
 from services.ledger.dispatch import LedgerDispatch
 from services.ledger.intake import LedgerIntake
+from services.ledger.operating import LedgerOperating
 from services.ledger.records import Assignment, Beat, Ending, NewRequest, Progress, Registration
 from services.ledger.states import Reason, Status, Transition
 from services.ledger.sweeping import LedgerSweeping
@@ -30,6 +31,7 @@ class Ledger:
         self.charging = LedgerCharging(connection)
         self.tenancy = LedgerTenancy(connection)
         self.sweeping = LedgerSweeping(connection)
+        self.operating = LedgerOperating(connection)
 
     async def take(self, *registrations, holder=HOLDER):
         """Take leases as after their silence; the epochs."""

@@ -248,7 +248,7 @@ async def test_a_ledger_whose_sessions_run_at_another_speed(refusal, tmp_path, w
 
     said = refusal(who, EVENLOAD_SPEED="61")
 
-    assert "EVENLOAD_SPEED is 61, but the sessions of this ledger run at 60: set EVENLOAD_SPEED=60" in said
+    assert "EVENLOAD_SPEED is 61, but this ledger is used with 60: set EVENLOAD_SPEED=60" in said
 
 
 def test_a_sqlite_file_for_several_hosts(refusal):

@@ -6,7 +6,7 @@ from aiohttp import web
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.bodies import BODY_MAX_BYTES, parse_charge_request, read_json
+from gateway.bodies import BODY_MAX_BYTES, ChargeRequest, checked, read_json
 from gateway.charge_requests import describe
 from gateway.problems import Problem
 from services.ledger.records import RequestRecord
@@ -16,7 +16,7 @@ NOW = datetime(2026, 5, 1, 12, 0, tzinfo=UTC)
 
 
 def to_ledger(body, *, speed=60.0, wait_max_s=600.0):
-    return parse_charge_request(body).to_ledger("id-1", now=NOW, speed=speed, wait_max_s=wait_max_s)
+    return checked(ChargeRequest, body).to_ledger("id-1", now=NOW, speed=speed, wait_max_s=wait_max_s)
 
 
 def fields_at_fault(body):

@@ -5,12 +5,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.ledger.records import Claimed, Ending, Heartbeat
+from services.ledger.records import Claimed, Ending, Heartbeat, Orders
 from services.ledger.states import Reason, Status
 from services.messages import Hint
 from substations.substation import REMEMBER_ENDED_S, Substation
 
 KWH_J = 3_600_000
+ORDERS = Orders(0, 304_000, operative=True)
 
 
 def substation(**changes):
@@ -435,8 +436,8 @@ def test_a_grant_in_the_answer_lets_the_session_go_on_and_a_smaller_one_takes_no
     one.tick(2.0)
     assert one.progress()[0].energy_delivered_j == 0
 
-    one.hear(Heartbeat("north", 3, (), (), (replace(claimed(), energy_granted_j=5_000),)), told, 2.0)
-    one.hear(Heartbeat("north", 3, (), (), (replace(claimed(), energy_granted_j=4_000),)), told, 2.0)
+    one.hear(Heartbeat("north", 3, (), (), (replace(claimed(), energy_granted_j=5_000),), ORDERS), told, 2.0)
+    one.hear(Heartbeat("north", 3, (), (), (replace(claimed(), energy_granted_j=4_000),), ORDERS), told, 2.0)
     one.tick(3.0)
 
     assert one.progress()[0].energy_delivered_j == 5_000
@@ -464,3 +465,56 @@ def test_an_end_of_another_tenure_frees_no_connector():
     one.finish(end_of("a"), 1.0, counts=False)
 
     assert set(one.sessions) == {"a"}
+
+
+def heard(one, **changes):
+    one.hear(Heartbeat("north", 3, (), (), (), replace(ORDERS, **changes)), one.beat("me"), one.ticked_at_s)
+
+
+def test_a_lowered_limit_holds_from_the_next_tick_on_and_is_told_as_applied_only_then():
+    one = substation()
+    for number in range(1, 5):
+        one.start(claimed(f"r{number}", number=number, energy_j=100 * KWH_J), 0.0)
+    one.tick(0.1)
+    assert one.power_w == 44_000
+
+    heard(one, number=1, limit_w=20_000)
+    assert one.beat("me").applied is None
+    one.tick(0.2)
+
+    assert (one.power_w, one.limit_w) == (20_000, 20_000)
+    assert one.beat("me").applied == Orders(1, 20_000, operative=True)
+
+
+def test_no_vehicle_is_claimed_for_power_that_is_about_to_be_taken_away():
+    one = substation(floor_w=10_000, connectors=40)
+    assert one.free_connectors == 30
+
+    heard(one, number=1, limit_w=20_000)
+
+    assert one.free_connectors == 2
+
+
+def test_a_substation_that_is_drained_lets_its_sessions_finish_and_takes_nobody():
+    one = substation()
+    one.start(claimed("runs", energy_j=KWH_J), 0.0)
+    one.park([Hint("stands", 1)])
+
+    heard(one, number=1, operative=False)
+
+    assert (one.is_operative, one.free_connectors) == (False, 0)
+    assert one.park([Hint("stands", 1), Hint("comes", 1)]) == [Hint("stands", 1), Hint("comes", 1)]
+    assert [ending.status for ending in tick_until_ended(one)] == [Status.COMPLETED]
+
+    heard(one, number=2)
+    assert one.free_connectors == 3
+
+
+def test_orders_are_forgotten_with_the_tenure():
+    one = substation()
+    heard(one, number=1, operative=False)
+    one.tick(0.1)
+
+    one.begin(4)
+
+    assert (one.orders, one.applied) == (None, None)

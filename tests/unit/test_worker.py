@@ -5,11 +5,13 @@ import pytest
 
 from services.errors import LedgerUnavailable, Misconfigured
 from services.ledger.leases import Lease
-from services.ledger.records import Claimed, Claims, Heartbeat, Registration
+from services.ledger.records import Claimed, Claims, Heartbeat, Orders, Registration
 from services.messages import Hint
 from substations.heartbeat import Host
 from substations.substation import Substation
 from substations.worker import Worker
+
+ORDERS = Orders(0, 304_000, operative=True)
 
 
 class Ledger:
@@ -36,8 +38,9 @@ class Ledger:
             tuple(hint for hint in self.assigned if hint in hints),
         )
 
-    async def decline(self, hints, substation):
+    async def decline(self, hints, substation, reason):
         self.declined += hints
+        self.reason = reason
         self.assigned = [hint for hint in self.assigned if hint not in hints]
         return {hint.request_id for hint in hints}
 
@@ -47,7 +50,9 @@ class Ledger:
         return {one.request_id: number for number, one in enumerate(endings, 1)}
 
     async def beat(self, beats, adopt_after_ms):
-        answer = [Heartbeat("north", 1, tuple(self.assigned), tuple(self.assigned), tuple(self.charging.values()))]
+        answer = [
+            Heartbeat("north", 1, tuple(self.assigned), tuple(self.assigned), tuple(self.charging.values()), ORDERS)
+        ]
         await self.meanwhile()
         return answer
 
@@ -209,7 +214,7 @@ class Leases:
 
     async def beat(self, beats, adopt_after_ms):
         ours = [one for one in beats if (one.epoch, one.holder) == (self.lease.epoch, self.lease.holder)]
-        return [Heartbeat("north", one.epoch, (), (), ()) for one in ours]
+        return [Heartbeat("north", one.epoch, (), (), (), ORDERS) for one in ours]
 
 
 class Clock:
@@ -324,3 +329,28 @@ async def test_nothing_is_taken_in_behind_the_fence():
     await one.take_in([A])
 
     assert ledger.assigned == [A]
+
+
+async def test_a_substation_that_is_drained_sends_back_who_stands_in_its_bays():
+    ledger = Ledger(A, B)
+    one = worker(ledger, bays=1)
+    await one.take_in([A, B])
+    assert one.substation.in_bays == [B]
+
+    one.substation.orders = Orders(1, 304_000, operative=False)
+    await one.serve_bays()
+
+    assert (one.substation.in_bays, ledger.declined, ledger.reason) == ([], [B], "drained")
+    assert set(one.substation.sessions) == {"a"}
+
+
+async def test_orders_are_told_as_applied_without_waiting_for_the_next_beat(clock):
+    one, ledger = unheld(), Leases()
+    process = host(one, ledger)
+    await process.take()
+    await process.beat()
+    assert process._is_hurried()
+
+    one.substation.tick(clock.now_s)
+    await process.beat()
+    assert not process._is_hurried()
