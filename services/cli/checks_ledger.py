@@ -50,11 +50,11 @@ def check_ledger(path: Path | None) -> Iterator[Check]:
 
 
 def registered_substations(path: Path | None) -> list[str]:
-    """Ids that the ledger knows; empty where it cannot be read."""
+    """Ids that some process holds, by the ledger; empty where it cannot be read."""
     if path is None or not path.exists():
         return []
     with contextlib.suppress(sqlite3.Error):
-        return [row[0] for row in _read(path, "SELECT id FROM substation ORDER BY id")]
+        return [row[0] for row in _read(path, "SELECT id FROM substation WHERE left_at_ms IS NULL ORDER BY id")]
     return []
 
 

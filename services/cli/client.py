@@ -68,6 +68,22 @@ class Gateway:
             self._refuse_answer()
         return answer
 
+    async def order(self, substation: str, what: str, order: Mapping[str, Any]) -> dict[str, Any]:
+        """`PUT /substations/{id}/limit` or `/operational`: the orders as they stand now."""
+        return self._with_orders(
+            await self._ask("PUT", f"/substations/{quote(substation, safe='')}/{what}", json=order)
+        )
+
+    async def substation(self, substation: str) -> dict[str, Any]:
+        """`GET /substations/{id}`: one line of the load table, and the orders for it."""
+        return self._with_orders(await self._ask("GET", f"/substations/{quote(substation, safe='')}"))
+
+    def _with_orders(self, answer: dict[str, Any]) -> dict[str, Any]:
+        orders = answer.get("orders")
+        if "substation" not in answer or not isinstance(orders, dict) or not _is_number(orders.get("own_limit_kw")):
+            self._refuse_answer()
+        return answer
+
     async def _ask(self, method: str, path: str, **more: Any) -> dict[str, Any]:
         try:
             async with self.http.request(method, URL(self.url + path, encoded=True), **more) as response:

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from services.cli.options import Json, Substation, Url, gateway_url
+from services.cli.options import Json, OneSubstation, Substation, Url, gateway_url
 from services.cli.output import leave_with
 
 app = typer.Typer(
@@ -137,6 +137,52 @@ def top(
     from services.cli import top as command
 
     leave_with(lambda: command.run(gateway_url(url), once=once, as_json=as_json))
+
+
+@app.command()
+def limit(
+    substation: OneSubstation,
+    power_kw: Annotated[
+        float | None, typer.Argument(metavar="KW", min=0, help="Most power of all its sessions together.")
+    ] = None,
+    lasts_s: Annotated[
+        float | None, typer.Option("--for", parser=_duration_s, metavar="TIME", help="How long it holds, like 15m.")
+    ] = None,
+    until: Annotated[str | None, typer.Option(metavar="TIME", help="When it lapses, RFC 3339 with an offset.")] = None,
+    lift: Annotated[bool, typer.Option("--lift", help="Give the substation its own limit back.")] = False,
+    wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Follow it until it is applied.")] = True,
+    within: Annotated[float, typer.Option(min=1, help="Give up following after this many seconds.")] = 30,
+    url: Url = "",
+    as_json: Json = False,
+) -> None:
+    """Limit the power of a substation, for a time or until the next order."""
+    from services.cli import order as command
+
+    if lift == (power_kw is not None):
+        raise typer.BadParameter("give the limit in KW, or --lift")
+    if until is not None and lasts_s is not None:
+        raise typer.BadParameter("choose one of --for and --until")
+    if lift and (until is not None or lasts_s is not None):
+        raise typer.BadParameter("--lift is for good: leave --for and --until out")
+    if lasts_s is not None:
+        until = command.lapses_at(lasts_s)
+    leave_with(lambda: command.limit(gateway_url(url), substation, power_kw, until, within, wait=wait, as_json=as_json))
+
+
+@app.command()
+def drain(
+    substation: OneSubstation,
+    back: Annotated[bool, typer.Option("--return", help="Let it take vehicles again.")] = False,
+    wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Follow it until the substation is empty.")] = True,
+    within: Annotated[float, typer.Option(min=1, help="Give up following after this many seconds.")] = 900,
+    url: Url = "",
+    as_json: Json = False,
+) -> None:
+    """Let a substation's sessions finish and send nobody more; or let it return."""
+    from services.cli import order as command
+
+    status = "Operative" if back else "Inoperative"
+    leave_with(lambda: command.operational(gateway_url(url), substation, status, within, wait=wait, as_json=as_json))
 
 
 @app.command("break")

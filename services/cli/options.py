@@ -37,6 +37,9 @@ async def _substations() -> list[dict[str, str]]:
 
 Url = Annotated[str, typer.Option("--url", help="The gateway; else the one at EVENLOAD_GATEWAY_PORT here.")]
 Json = Annotated[bool, typer.Option("--json", help="Write JSON for programs, and nothing else, to standard output.")]
+OneSubstation = Annotated[
+    str, typer.Argument(metavar="ID", autocompletion=known_substations, help="The substation's id.")
+]
 Substation = Annotated[
     str | None, typer.Option(autocompletion=known_substations, help="Only requests of this substation.")
 ]

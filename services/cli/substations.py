@@ -38,7 +38,7 @@ async def _run(url: str, *, as_json: bool) -> int:
 def load_table(items: list[dict[str, Any]], width: int) -> Table:
     """The table with a row for each substation; a narrow one tells the status only where one is not Operative."""
     has_zone = any(one.get("zone") for one in items)
-    has_status = width >= WIDE or any(one.get("status") != "Operative" for one in items)
+    has_status = width >= WIDE or any(status(one).plain != "Operative" for one in items)
     has_bays = any("bays" in one for one in items)
     table = Table(box=box.ROUNDED) if width >= WIDE else Table(box=None, padding=(0, 1, 0, 0), header_style="bold")
     table.add_column("substation", no_wrap=True)
@@ -69,7 +69,9 @@ def told(table: Mapping[str, Any]) -> Text:
 
 
 def status(one: Mapping[str, Any]) -> Text:
-    """Operative or not, as the API has it."""
+    """Operative or not, as the API has it; or that no process holds it."""
+    if not one.get("has_lease", True):
+        return Text("lost", "red")
     value = one.get("status", "–")
     return text(value, "" if value == "Operative" else "yellow")
 

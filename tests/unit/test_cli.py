@@ -245,3 +245,90 @@ def test_a_shell_completes_commands_states_and_the_substations_that_the_gateway_
     assert complete(gateway, "evenload status --substation n") == ["north"]
     assert complete(gateway, "evenload status --substation n", EVENLOAD_GATEWAY_PORT=str(free_ports(1)[0])) == []
     assert complete(gateway, "evenload break n", EVENLOAD_DATA_DIR="/nowhere") == []
+
+
+def orders(**changes):
+    kept = {"own_limit_kw": 304.0, "limit_kw": None, "until": None, "status": "Operative", "asked_at": None}
+    return {"orders": {**kept, "applied_at": None, **changes}}
+
+
+APPLIED = "2026-01-01T00:00:01.000Z"
+
+
+def test_a_limit_is_followed_until_it_is_applied(gateway):
+    gateway.answers["PUT", "/substations/north/limit"] = (202, {"substation": "north", **orders(limit_kw=50.0)})
+    gateway.answers["GET", "/substations/north"] = [
+        (200, line("north") | orders(limit_kw=50.0)),
+        (200, line("north") | orders(limit_kw=50.0, applied_at=APPLIED)),
+    ]
+    shown = run(gateway, "limit", "north", "50", "--until", "2026-01-01T00:10:00Z")
+
+    assert shown.exit_code == 0
+    assert "50 kW instead of its own limit, 304 kW" in shown.stdout
+    assert f"applied at {APPLIED}" in shown.stdout
+    assert gateway.asked[0][3] == {"power_kw": 50.0, "until": "2026-01-01T00:10:00Z"}
+
+
+def test_a_limit_is_lifted_without_waiting(gateway):
+    gateway.answers["PUT", "/substations/north/limit"] = (202, {"substation": "north", **orders()})
+    told = run(gateway, "limit", "north", "--lift", "--no-wait", "--json")
+
+    assert told.exit_code == 0
+    assert json.loads(told.stdout) == {"substation": "north", **orders()}
+    assert [one[3] for one in gateway.asked] == [{"power_kw": None}]
+
+
+def test_a_drain_ends_when_the_balancer_sees_the_substation_empty(gateway):
+    drained = orders(status="Inoperative", applied_at=APPLIED)
+    gateway.answers["PUT", "/substations/north/operational"] = (202, {"substation": "north", **drained})
+    gateway.answers["GET", "/substations/north"] = [
+        (200, line("north", sessions=0) | drained),  # a reading from before the drain
+        (200, line("north", sessions=3, status="Inoperative") | drained),
+        (200, line("north", sessions=0, status="Inoperative") | drained),
+    ]
+    shown = run(gateway, "drain", "north")
+
+    assert shown.exit_code == 0
+    assert "north is Inoperative" in shown.stdout
+    assert [one[0] for one in gateway.asked] == ["PUT", "GET", "GET", "GET"]
+    assert gateway.asked[0][3] == {"status": "Inoperative"}
+
+
+def test_an_order_that_is_not_carried_out_in_time_says_what_is_missing(gateway):
+    gateway.answers["PUT", "/substations/north/operational"] = (202, {"substation": "north", **orders()})
+    gateway.answers["GET", "/substations/north"] = (200, line("north") | orders())
+    shown = run(gateway, "drain", "north", "--return", "--within", "1")
+
+    assert shown.exit_code == 1
+    assert "the order stands, but not within 1 s" in shown.stderr
+    assert gateway.asked[0][3] == {"status": "Operative"}
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["north"],
+        ["north", "5", "--lift"],
+        ["north", "5", "--for", "1m", "--until", "2026-01-01T00:10:00Z"],
+        ["north", "--lift", "--for", "1m"],
+        ["north", "-5"],
+        ["north", "5", "--for", "soon"],
+    ],
+)
+def test_a_limit_that_makes_no_sense_is_refused_before_anything_is_sent(gateway, arguments):
+    assert run(gateway, "limit", *arguments).exit_code == 2
+    assert gateway.asked == []
+
+
+def test_a_refused_order_is_told_in_the_gateways_words(gateway):
+    gateway.answers["PUT", "/substations/north/limit"] = (422, problem(422, "power_kw: must be at most 304"))
+    shown = run(gateway, "limit", "north", "9999")
+
+    assert shown.exit_code == 1
+    assert "power_kw: must be at most 304" in shown.stderr
+
+
+def test_a_substation_without_a_lease_is_shown_as_lost(gateway):
+    gateway.answers["GET", "/substations"] = (200, load_table(line("north", has_lease=False)))
+
+    assert "lost" in run(gateway, "substations").stdout
