@@ -4,8 +4,7 @@ import contextlib
 import re
 from collections.abc import Iterator
 
-from aio_pika.exceptions import ChannelNotFoundEntity
-from aiormq.exceptions import ChannelAccessRefused
+from aio_pika.exceptions import ChannelClosed, ChannelNotFoundEntity
 
 from services.broker import topology
 from services.broker.connection import ATTEMPT_DEADLINE_S, deadline, redacted, words
@@ -24,7 +23,9 @@ def needing(connection: ReconnectingConnection, right: str, read_of: str = "") -
     """
     try:
         yield
-    except ChannelAccessRefused as error:
+    except ChannelClosed as error:
+        if not str(error).startswith("ACCESS_REFUSED"):
+            raise
         refused = _REFUSED.search(str(error))
         what = refused["what"] if refused else words(error)
         lacking = "read" if refused and refused["name"] == read_of else right

@@ -17,6 +17,7 @@ from services.broker.connection import deadline
 from services.broker.publisher import Publisher
 from services.broker.reconnecting import ReconnectingConnection
 from services.broker.rights import needing
+from services.clock import wall_ms
 from services.errors import BrokerUnavailable, InvalidMessage, LedgerUnavailable, Unroutable
 from services.logs import get_logger
 from services.messages import Envelope, Hint, decode
@@ -132,7 +133,13 @@ class Consumer:
     async def _quarantine(self, delivery: AbstractIncomingMessage, fault: str, body: bytes) -> None:
         log.warning("message_quarantined", queue=self._queue, fault=fault, message_id=delivery.message_id)
         note = json.dumps(
-            {"queue": self._queue, "fault": fault, "body": body[:4_096].decode("utf-8", "backslashreplace")}
+            {
+                "queue": self._queue,
+                "fault": fault,
+                "at_ms": wall_ms(),
+                "bytes": len(body),
+                "body": body[:4_096].decode("utf-8", "backslashreplace"),
+            }
         )
         try:
             await self._publisher.publish(topology.DEAD, "", note.encode(), message_type="quarantined")
