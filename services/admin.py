@@ -1,6 +1,7 @@
 """The admin port of a process: `/healthz`, `/readyz`, `/metrics`."""
 
 import socket
+from collections.abc import Callable
 
 from aiohttp import web
 from prometheus_client import CollectorRegistry
@@ -14,6 +15,8 @@ class AdminServer:
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self.ready = False
+        self.faults: list[Callable[[], str | None]] = []
+        """Each tells why the process cannot do its work now, or None; asked whenever somebody asks `/readyz`."""
         app = web.Application()
         app.router.add_get("/healthz", self._healthz)
         app.router.add_get("/readyz", self._readyz)
@@ -41,9 +44,12 @@ class AdminServer:
         return web.Response(text="ok\n")
 
     async def _readyz(self, _request: web.Request) -> web.Response:
-        if self.ready:
-            return web.Response(text="ready\n")
-        return web.Response(text="not ready\n", status=503)
+        if not self.ready:
+            return web.Response(text="not ready\n", status=503)
+        causes = [cause for fault in self.faults if (cause := fault())]
+        if causes:
+            return web.Response(text=f"not ready: {'; '.join(causes)}\n", status=503)
+        return web.Response(text="ready\n")
 
 
 def free_port(host: str) -> int:

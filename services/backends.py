@@ -2,14 +2,20 @@
 
 import contextlib
 from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 
-from aio_pika.abc import AbstractRobustConnection
-
-from services.broker.connection import connected, require_topology
+from services.broker import topology
+from services.broker.connection import connected
 from services.broker.publisher import Publisher
+from services.broker.reconnecting import ReconnectingConnection
+from services.broker.rights import require_topology
+from services.errors import BrokerUnavailable, Misconfigured
 from services.ledger.connection import LedgerConnection, open_ledger
 from services.lifecycle import Life
+from services.logs import get_logger
+
+log = get_logger(__name__)
 
 
 @dataclass(frozen=True)
@@ -18,24 +24,43 @@ class Backends:
 
     ledger: LedgerConnection
     publisher: Publisher
-    consuming: AbstractRobustConnection
+    consuming: ReconnectingConnection
 
 
 @contextlib.asynccontextmanager
 async def opened(life: Life) -> AsyncIterator[Backends]:
-    """Open ledger and broker; raises `Misconfigured` where one cannot be had or used."""
-    common, name = life.common, life.instance
-    async with (
-        open_ledger(
-            common.ledger_url,
-            shared=common.ledger_shared,
-            speed=common.speed,
-            lease_s=common.lease_s,
-            startup_timeout_s=common.startup_timeout_s,
-            observe_commit_s=life.metrics.ledger_commit_s.observe,
-        ) as ledger,
-        connected(common.amqp_url, f"{name} publish", common.startup_timeout_s) as publishing,
-        connected(common.amqp_url, f"{name} consume", common.startup_timeout_s) as consuming,
-    ):
-        await require_topology(publishing, common.amqp_url)
+    """Open ledger and broker; raises `Misconfigured` where one cannot be had or used, telling of both."""
+    common = life.common
+    async with AsyncExitStack() as stack:
+        try:
+            ledger = await stack.enter_async_context(
+                open_ledger(
+                    common.ledger_url,
+                    shared=common.ledger_shared,
+                    speed=common.speed,
+                    lease_s=common.lease_s,
+                    startup_timeout_s=common.startup_timeout_s,
+                    observe_commit_s=life.metrics.ledger_commit_s.observe,
+                )
+            )
+        except Misconfigured as ledgers_fault:
+            try:  # one look at the broker, so that who has two faults hears of both at once
+                await _broker(stack, life, startup_timeout_s=0)
+            except Misconfigured as brokers_fault:
+                raise Misconfigured(f"{ledgers_fault}; and {brokers_fault}") from None
+            except BrokerUnavailable as error:
+                log.info("broker_not_looked_at", cause=str(error))
+            raise
+        publishing, consuming = await _broker(stack, life, startup_timeout_s=common.startup_timeout_s)
         yield Backends(ledger, await Publisher.open(publishing, common.envelope_max), consuming)
+
+
+async def _broker(
+    stack: AsyncExitStack, life: Life, startup_timeout_s: float
+) -> tuple[ReconnectingConnection, ReconnectingConnection]:
+    url = life.common.amqp_url
+    publishing = await stack.enter_async_context(connected(url, f"{life.instance} publish", startup_timeout_s))
+    consuming = await stack.enter_async_context(connected(url, f"{life.instance} consume", startup_timeout_s))
+    await require_topology(publishing, topology.ROLES[life.service.removesuffix("s")])
+    life.admin.faults += [publishing.fault, consuming.fault]
+    return publishing, consuming

@@ -97,6 +97,16 @@ class LocalSettings(Settings):
     gateway_port: Port = Field(8080, description="Port of the HTTP API.")
 
 
+class ConsoleSettings(Settings):
+    """Who reads the broker's management console, where the local stack does not tell; `EVENLOAD_CONSOLE_<FIELD>`."""
+
+    model_config = SettingsConfigDict(env_prefix="EVENLOAD_CONSOLE_")
+
+    user: str = Field("operator", description="Who asks the console of `--console`.")
+    password: str = Field("", description="That user's password.")
+    vhost: str = Field("evenload", description="The vhost that Evenload has there.")
+
+
 def _is_loopback(host: str) -> bool:
     try:
         return ipaddress.ip_address(host).is_loopback
@@ -123,7 +133,7 @@ def refuse_unknown(environ: Mapping[str, str], own: type[Settings] | None) -> No
     Variables of *other* services are let through, so that one environment can serve all of them.
     Raises `Misconfigured` with the nearest known name.
     """
-    own_types: list[type[Settings]] = [CommonSettings, LocalSettings]
+    own_types: list[type[Settings]] = [CommonSettings, LocalSettings, ConsoleSettings]
     own_prefix = None
     if own is not None:
         own_types.append(own)

@@ -1,16 +1,14 @@
-"""Connections to the broker: named for its console, with heartbeats, reconnecting with jitter."""
+"""Connections to the broker: named for its console, with heartbeats and deadlines, and open about their faults."""
 
 import asyncio
 import contextlib
-import random
 from collections.abc import AsyncIterator
 
-import aio_pika
-from aio_pika.abc import AbstractRobustConnection
-from aio_pika.exceptions import AMQPError, ChannelNotFoundEntity, InvalidFrameError
+from aio_pika.exceptions import AMQPError, InvalidFrameError
 from yarl import URL
 
-from services.broker import topology
+from services.broker.reconnecting import ReconnectingConnection, pause_s
+from services.clock import monotonic_s
 from services.errors import BrokerUnavailable, Misconfigured
 from services.logs import get_logger
 
@@ -18,15 +16,15 @@ log = get_logger(__name__)
 
 HEARTBEAT_S = 10
 ATTEMPT_DEADLINE_S = 10.0
-RETRY_PAUSE_S = 0.5
+CLOSE_DEADLINE_S = 1.0
 
 BROKER_ERRORS = (AMQPError, ConnectionError, OSError, RuntimeError, TimeoutError)
 """What a broker call may raise; a channel that closed under us raises `ChannelInvalidStateError`, a RuntimeError."""
 
 
 @contextlib.asynccontextmanager
-async def connected(url: str, name: str, startup_timeout_s: float) -> AsyncIterator[AbstractRobustConnection]:
-    """A robust connection that the console shows as `name`.
+async def connected(url: str, name: str, startup_timeout_s: float) -> AsyncIterator[ReconnectingConnection]:
+    """A connection that the console shows as `name`, and that is made again whenever it breaks.
 
     Keeps trying for `startup_timeout_s`, then raises `Misconfigured` with the address (without its password).
     """
@@ -34,48 +32,42 @@ async def connected(url: str, name: str, startup_timeout_s: float) -> AsyncItera
     try:
         yield connection
     finally:
-        with contextlib.suppress(*BROKER_ERRORS):
-            async with asyncio.timeout(2):
-                await connection.close()
+        await _close(connection)
 
 
-async def _first_connection(url: str, name: str, startup_timeout_s: float) -> AbstractRobustConnection:
-    loop = asyncio.get_running_loop()
-    give_up_at = loop.time() + startup_timeout_s
+async def _first_connection(url: str, name: str, startup_timeout_s: float) -> ReconnectingConnection:
+    began_at_s = monotonic_s()
     while True:
+        connection = ReconnectingConnection(
+            URL(url).update_query(heartbeat=HEARTBEAT_S), client_properties={"connection_name": name}
+        )
         try:
-            async with asyncio.timeout(ATTEMPT_DEADLINE_S):
-                return await aio_pika.connect_robust(
-                    URL(url).update_query(
-                        heartbeat=HEARTBEAT_S,
-                        # Jitter, or every process comes back at the same moment after a broker's restart.
-                        reconnect_interval=f"{random.uniform(0.5, 1.5):.2f}",  # noqa: S311
-                    ),
-                    client_properties={"connection_name": name},
-                )
+            # The inner deadline is that of each later attempt, too: a frozen broker takes connections and says nothing.
+            async with asyncio.timeout(2 * ATTEMPT_DEADLINE_S):
+                await connection.connect(timeout=ATTEMPT_DEADLINE_S)
         except BROKER_ERRORS as error:
-            if loop.time() >= give_up_at:
+            await _close(connection)
+            waited_s = monotonic_s() - began_at_s
+            if waited_s >= startup_timeout_s:
                 raise Misconfigured(
                     f"EVENLOAD_AMQP_URL: no broker answers at {redacted(url)} "
-                    f"({_words(error)}): start one there, or correct address, user and vhost"
+                    f"({words(error)}): start one there, or correct address, user and vhost"
                 ) from None
-            log.info("broker_awaited", address=redacted(url), cause=_words(error))
-            await asyncio.sleep(RETRY_PAUSE_S)
+            log.info("broker_awaited", address=redacted(url), cause=words(error))
+            await asyncio.sleep(min(pause_s(waited_s), startup_timeout_s))
+        except asyncio.CancelledError:
+            await _close(connection)
+            raise
+        else:
+            connection.watch(name, words)
+            return connection
 
 
-async def require_topology(connection: AbstractRobustConnection, url: str) -> None:
-    """Raise `Misconfigured` where the vhost lacks what every service publishes to; raises `BrokerUnavailable`."""
-    async with deadline(ATTEMPT_DEADLINE_S, "looking at the exchanges"):
-        channel = await connection.channel(publisher_confirms=False)
-        try:
-            for exchange in topology.EXCHANGES:
-                await channel.get_exchange(exchange)
-        except ChannelNotFoundEntity as error:
-            raise Misconfigured(
-                f"EVENLOAD_AMQP_URL: the broker at {redacted(url)} is not set up for Evenload ({_words(error)}): name "
-                "the vhost that is, or load there what `python -m services.broker.topology operator=<password>` prints"
-            ) from None
-        await channel.close()
+async def _close(connection: ReconnectingConnection) -> None:
+    """Let go of it, whatever it is doing: what is only dropped would go on connecting behind our back."""
+    with contextlib.suppress(*BROKER_ERRORS):
+        async with asyncio.timeout(CLOSE_DEADLINE_S):
+            await connection.close()
 
 
 def redacted(url: str) -> str:
@@ -84,9 +76,14 @@ def redacted(url: str) -> str:
     return str(parsed.with_password("***")) if parsed.password else url
 
 
-def _words(error: BaseException) -> str:
+def words(error: BaseException | None) -> str:
+    """What went wrong, for people."""
     if isinstance(error, InvalidFrameError):  # the library does not pass on what the broker said
         return "it refuses to open the vhost: there is none of that name, or the user has no rights in it"
+    if error is None or isinstance(error, asyncio.CancelledError):
+        return "it fell silent"
+    if isinstance(error, TimeoutError) and not str(error):
+        return "no answer in time"
     return str(error) or type(error).__name__
 
 
@@ -100,7 +97,7 @@ async def deadline(seconds: float, what: str) -> AsyncIterator[None]:
         async with asyncio.timeout(seconds):
             yield
     except BROKER_ERRORS as error:
-        raise BrokerUnavailable(f"{what}: {_words(error)}") from error
+        raise BrokerUnavailable(f"{what}: {words(error)}") from error
     except asyncio.CancelledError:
         task = asyncio.current_task()
         if task is not None and task.cancelling():

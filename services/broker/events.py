@@ -5,11 +5,13 @@ import json
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
-from aio_pika.abc import AbstractIncomingMessage, AbstractRobustConnection
+from aio_pika.abc import AbstractIncomingMessage
 
 from services.broker import topology
 from services.broker.connection import deadline
 from services.broker.publisher import Publisher
+from services.broker.reconnecting import ReconnectingConnection
+from services.broker.rights import needing
 from services.errors import InvalidMessage
 from services.logs import get_logger
 from services.messages import parse_strict_json
@@ -28,9 +30,9 @@ async def publish_event(publisher: Publisher, kind: str, source: str, payload: d
 
 @contextlib.asynccontextmanager
 async def listening(
-    connection: AbstractRobustConnection, kind: str, take: Callable[[dict[str, Any]], None]
+    connection: ReconnectingConnection, kind: str, take: Callable[[dict[str, Any]], None]
 ) -> AsyncIterator[None]:
-    """Call `take` with each event of `kind`, also after reconnects; raises `BrokerUnavailable`."""
+    """Call `take` with each event of `kind`, also after reconnects; raises `BrokerUnavailable`, `Misconfigured`."""
 
     async def receive(message: AbstractIncomingMessage) -> None:
         try:
@@ -46,11 +48,14 @@ async def listening(
     async with deadline(10, "listening for events"):
         channel = await connection.channel(publisher_confirms=False)
         await channel.set_qos(prefetch_count=100)
-        queue = await channel.declare_queue(
-            exclusive=True, auto_delete=True, arguments=dict(topology.EVENT_QUEUE_ARGUMENTS)
-        )
-        await queue.bind(topology.EVENTS, f"{kind}.#")
-        await queue.consume(receive, no_ack=True)
+        with needing(connection, "configure"):
+            queue = await channel.declare_queue(
+                exclusive=True, auto_delete=True, arguments=dict(topology.EVENT_QUEUE_ARGUMENTS)
+            )
+        with needing(connection, "write", topology.EVENTS):
+            await queue.bind(topology.EVENTS, f"{kind}.#")
+        with needing(connection, "read"):
+            await queue.consume(receive, no_ack=True)
     # The connection holds channels weakly: these two names keep the subscription alive.
     yield
     del channel, queue

@@ -5,10 +5,11 @@ import uuid
 from collections.abc import Sequence
 
 from aio_pika import DeliveryMode, Message
-from aio_pika.abc import AbstractExchange, AbstractRobustChannel, AbstractRobustConnection
+from aio_pika.abc import AbstractExchange, AbstractRobustChannel
 from aio_pika.exceptions import PublishError
 
 from services.broker.connection import deadline
+from services.broker.reconnecting import ReconnectingConnection
 from services.errors import Unroutable
 from services.messages import Hint, chunked, encode
 
@@ -25,7 +26,7 @@ class Publisher:
         self._exchanges: dict[str, AbstractExchange] = {}
 
     @classmethod
-    async def open(cls, connection: AbstractRobustConnection, envelope_max: int) -> "Publisher":
+    async def open(cls, connection: ReconnectingConnection, envelope_max: int) -> "Publisher":
         """Open the channel; raises `BrokerUnavailable`."""
         async with deadline(OPEN_DEADLINE_S, "opening a channel"):
             channel = await connection.channel(publisher_confirms=True, on_return_raises=True)

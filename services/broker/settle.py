@@ -9,12 +9,15 @@ import asyncio
 import json
 from collections.abc import Awaitable, Callable, Sequence
 
-from aio_pika.abc import AbstractIncomingMessage, AbstractRobustConnection
+from aio_pika.abc import AbstractIncomingMessage
 from prometheus_client import Counter
 
 from services.broker import topology
 from services.broker.connection import deadline
 from services.broker.publisher import Publisher
+from services.broker.reconnecting import ReconnectingConnection
+from services.broker.rights import needing
+from services.clock import wall_ms
 from services.errors import BrokerUnavailable, InvalidMessage, LedgerUnavailable, Unroutable
 from services.logs import get_logger
 from services.messages import Envelope, Hint, decode
@@ -41,11 +44,12 @@ class Consumer:
         self._deliveries: asyncio.Queue[AbstractIncomingMessage] = asyncio.Queue()
 
     async def consume(
-        self, connection: AbstractRobustConnection, *, prefetch: int, tag: str, bind_to: str | None = None
+        self, connection: ReconnectingConnection, *, prefetch: int, tag: str, bind_to: str | None = None
     ) -> None:
         """Consume until cancelled; a delivery in hand is settled first.
 
-        `bind_to` names the exchange for a queue that its consumer itself declares; others must exist.
+        `bind_to` names the exchange for a queue that its consumer itself declares; others must exist. Raises
+        `BrokerUnavailable`, and `Misconfigured` where the user lacks a right.
         """
         async with deadline(CALL_DEADLINE_S, f"consuming {self._queue}"):
             channel = await connection.channel(publisher_confirms=False)
@@ -53,9 +57,12 @@ class Consumer:
             if bind_to is None:
                 queue = await channel.declare_queue(self._queue, passive=True)
             else:
-                queue = await channel.declare_queue(self._queue, durable=True, arguments=dict(topology.QUORUM))
-                await queue.bind(bind_to, self._queue.removeprefix(topology.SUBSTATION_PREFIX))
-            await queue.consume(self._deliveries.put, consumer_tag=tag)
+                with needing(connection, "configure"):
+                    queue = await channel.declare_queue(self._queue, durable=True, arguments=dict(topology.QUORUM))
+                with needing(connection, "write", bind_to):
+                    await queue.bind(bind_to, self._queue.removeprefix(topology.SUBSTATION_PREFIX))
+            with needing(connection, "read"):
+                await queue.consume(self._deliveries.put, consumer_tag=tag)
         settling: asyncio.Task[None] | None = None
         try:
             while True:
@@ -126,7 +133,13 @@ class Consumer:
     async def _quarantine(self, delivery: AbstractIncomingMessage, fault: str, body: bytes) -> None:
         log.warning("message_quarantined", queue=self._queue, fault=fault, message_id=delivery.message_id)
         note = json.dumps(
-            {"queue": self._queue, "fault": fault, "body": body[:4_096].decode("utf-8", "backslashreplace")}
+            {
+                "queue": self._queue,
+                "fault": fault,
+                "at_ms": wall_ms(),
+                "bytes": len(body),
+                "body": body[:4_096].decode("utf-8", "backslashreplace"),
+            }
         )
         try:
             await self._publisher.publish(topology.DEAD, "", note.encode(), message_type="quarantined")

@@ -68,12 +68,17 @@ POLICIES: tuple[Mapping[str, Any], ...] = (
 
 @dataclass(frozen=True)
 class Role:
-    """A broker user's rights, as RabbitMQ's regular expressions; `tags` open its console."""
+    """A broker user's rights, as RabbitMQ's regular expressions; `tags` open its console.
+
+    `publishes_to` and `hears` name exchanges whose rights a service looks for at its start.
+    """
 
     configure: str
     write: str
     read: str
     tags: tuple[str, ...] = ()
+    publishes_to: tuple[str, ...] = ()
+    hears: str = EVENTS
 
 
 _OWN_EVENTS = "amq_[0-9a-f]{32}"
@@ -84,16 +89,20 @@ ROLES: Mapping[str, Role] = {
         configure=f"^{_OWN_EVENTS}$",
         write=rf"^(charge\.requests|charge\.events|{_OWN_EVENTS})$",
         read=rf"^(charge\.events|{_OWN_EVENTS})$",
+        publishes_to=(REQUESTS,),
     ),
     "balancer": Role(
         configure=f"^{_OWN_EVENTS}$",
         write=rf"^(charge\.assignments|charge\.events|charge\.dead|{_OWN_EVENTS})$",
         read=rf"^(charge\.intake|charge\.events|{_OWN_EVENTS})$",
+        publishes_to=(ASSIGNMENTS, EVENTS, DEAD),
     ),
     "substation": Role(
         configure=f"^{_OWN_QUEUE}$",
         write=rf"^(charge\.events|charge\.dead|{_OWN_QUEUE})$",
         read=rf"^(charge\.assignments|{_OWN_QUEUE})$",
+        publishes_to=(DEAD,),
+        hears=ASSIGNMENTS,
     ),
     "operator": Role(configure=".*", write=".*", read=".*", tags=("administrator",)),
 }

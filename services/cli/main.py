@@ -207,6 +207,24 @@ def break_(
 
 
 @app.command()
+def dead(
+    limit: Annotated[int, typer.Option(min=1, max=500, help="How many of the oldest.")] = 50,
+    console: Annotated[
+        str,
+        typer.Option(
+            help="RabbitMQ's console, with EVENLOAD_CONSOLE_USER and _PASSWORD; else that of the stack here.",
+            metavar="URL",
+        ),
+    ] = "",
+    as_json: Json = False,
+) -> None:
+    """List the messages that nobody could read or handle, with the reason; they stay where they lie."""
+    from services.cli import dead as command
+
+    leave_with(lambda: command.run(console, limit, as_json=as_json))
+
+
+@app.command()
 def doctor(url: Url = "", as_json: Json = False) -> None:
     """Check the setup, the ledger and a running stack, and tell the cure of each fault; changes nothing."""
     from services.cli import doctor as command

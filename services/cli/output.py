@@ -1,7 +1,6 @@
 """What commands write: tables for people, JSON for programs, and one line where something went wrong."""
 
 import json
-import re
 import sys
 from collections.abc import Callable
 from typing import Any, NoReturn
@@ -17,7 +16,6 @@ EXIT_INTERRUPTED = 130
 PLAIN_WIDTH = 110
 WIDE = 100
 """Columns from which there is room for what one can do without."""
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 
 class Terminal(Console):
@@ -40,8 +38,12 @@ def print_json(value: Any) -> None:
 
 
 def plain(value: object) -> str:
-    """Text from elsewhere with its control characters escaped, so that it cannot steer a terminal."""
-    return _CONTROL.sub(lambda found: f"\\x{ord(found.group()):02x}", str(value))
+    """Text from elsewhere with what is no visible sign escaped, so that it cannot steer a terminal, or mislead."""
+    return "".join(sign if sign.isprintable() else _escaped(ord(sign)) for sign in str(value))
+
+
+def _escaped(code: int) -> str:
+    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
 
 
 def text(value: object, style: str = "") -> Text:

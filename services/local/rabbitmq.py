@@ -16,6 +16,9 @@ from services.local.process import ProcessSpec
 HOST = "127.0.0.1"
 MEMORY_WATERMARK = "1GB"
 DISK_FREE_LIMIT = "64MB"
+CONFIGURATION = "rabbitmq.conf"
+PASSWORDS = "passwords.json"
+CONSOLE_PORT = "management.tcp.port = "
 AMQP_HEADER = b"AMQP\x00\x00\x09\x01"
 
 
@@ -87,7 +90,7 @@ class PrivateBroker:
             "NOTIFY_SOCKET": "",
             "RABBITMQ_NODENAME": self.node,
             "RABBITMQ_CONF_ENV_FILE": str(data / "rabbitmq-env.conf"),
-            "RABBITMQ_CONFIG_FILE": str(data / "rabbitmq.conf"),
+            "RABBITMQ_CONFIG_FILE": str(data / CONFIGURATION),
             "RABBITMQ_ADVANCED_CONFIG_FILE": str(data / "advanced.config"),
             "RABBITMQ_ENABLED_PLUGINS_FILE": str(data / "enabled_plugins"),
             "RABBITMQ_MNESIA_BASE": str(data / "mnesia"),
@@ -111,15 +114,15 @@ def prepare_broker(installation: RabbitInstallation, data: Path, ports: BrokerPo
     node = _kept(data / "node-name", lambda: f"evenload-{secrets.token_hex(4)}@localhost")
     _kept(data / "home" / ".erlang.cookie", lambda: secrets.token_hex(20).upper(), mode=0o400)
     passwords: dict[str, str] = json.loads(
-        _kept(data / "passwords.json", lambda: json.dumps({role: secrets.token_urlsafe(12) for role in topology.ROLES}))
+        _kept(data / PASSWORDS, lambda: json.dumps({role: secrets.token_urlsafe(12) for role in topology.ROLES}))
     )
     _write_private(data / "definitions.json", json.dumps(topology.definitions(passwords), indent=2))
     (data / "rabbitmq-env.conf").write_text("")
     (data / "enabled_plugins").write_text("[rabbitmq_management,rabbitmq_prometheus].\n")
     (data / "advanced.config").write_text("[].\n")
-    (data / "rabbitmq.conf").write_text(
+    (data / CONFIGURATION).write_text(
         f"listeners.tcp.1 = {HOST}:{ports.amqp}\n"
-        f"management.tcp.ip = {HOST}\nmanagement.tcp.port = {ports.console}\n"
+        f"management.tcp.ip = {HOST}\n{CONSOLE_PORT}{ports.console}\n"
         f"prometheus.tcp.ip = {HOST}\nprometheus.tcp.port = {ports.metrics}\n"
         "load_definitions = definitions.json\n"  # beside the node's working folder: a path may hold a "#"
         f"vm_memory_high_watermark.absolute = {MEMORY_WATERMARK}\n"
@@ -127,6 +130,13 @@ def prepare_broker(installation: RabbitInstallation, data: Path, ports: BrokerPo
         "log.console = true\nlog.console.level = warning\n"
     )
     return PrivateBroker(installation, data, ports, passwords, node)
+
+
+def console_of(data: Path) -> tuple[str, str]:
+    """Address and operator's password of the console of the node that keeps its data in `data`; raises `OSError`."""
+    passwords = json.loads((data / PASSWORDS).read_text())
+    _, _, port = (data / CONFIGURATION).read_text().partition(CONSOLE_PORT)
+    return f"http://{HOST}:{port.splitlines()[0]}", passwords["operator"]
 
 
 def _kept(path: Path, make: Callable[[], str], mode: int = 0o600) -> str:

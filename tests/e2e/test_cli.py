@@ -1,5 +1,6 @@
 """Every command on a live stack, in a terminal and for programs; and what the doctor says of a stack that is ill."""
 
+import base64
 import fcntl
 import json
 import os
@@ -7,6 +8,7 @@ import shutil
 import socket
 import sqlite3
 import subprocess
+import urllib.request
 
 import psutil
 import pytest
@@ -171,6 +173,29 @@ def test_a_frozen_substation_is_silent_and_runs_on_whatever_ends_the_freeze(stac
 def told_fresh(stack: Stack) -> bool:
     items = stack.get("/substations")[1]["items"]
     return len(items) == 4 and all(one["fresh"] for one in items)
+
+
+def test_poison_is_quarantined_and_listed_and_stays(stack):
+    assert told(stack, "dead") == {"queue": "charge.graveyard", "messages": 0, "items": []}
+    url, user, password = stack.console()
+    login = base64.b64encode(f"{user}:{password}".encode()).decode()
+    request = urllib.request.Request(  # noqa: S310
+        f"{url}/api/exchanges/evenload/charge.requests/publish",
+        data=json.dumps(
+            {"properties": {}, "routing_key": "", "payload": "\x1b[2Jpoison", "payload_encoding": "string"}
+        ).encode(),
+        headers={"Authorization": f"Basic {login}", "Content-Type": "application/json"},
+    )
+    with urllib.request.urlopen(request, timeout=30) as response:  # noqa: S310
+        assert json.loads(response.read()) == {"routed": True}
+
+    [item] = until(lambda: told(stack, "dead")["items"], "the message in the graveyard")
+
+    assert (item["queue"], item["body"]) == ("charge.intake", r"\x1b[2Jpoison")
+    terminal = seen(stack, "dead", columns=120)
+    assert terminal.wait() == 0
+    for word in ("charge.intake", r"\x1b[2Jpoison", "1 in charge.graveyard"):
+        assert word in terminal.text
 
 
 def doctor(stack: Stack, code: int, **more: str) -> dict[str, dict]:

@@ -5,6 +5,8 @@ import base64
 import contextlib
 import json
 import os
+import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -17,7 +19,7 @@ from pathlib import Path
 from services.broker import topology
 from services.local import leftovers
 from services.local.packages import find_rabbitmq
-from services.local.rabbitmq import BrokerPorts, PrivateBroker, prepare_broker
+from services.local.rabbitmq import MEMORY_WATERMARK, BrokerPorts, PrivateBroker, prepare_broker
 from services.local.stack import cache_dir, free_ports
 from services.settings import LocalSettings
 
@@ -51,8 +53,97 @@ def api(broker: PrivateBroker, method: str, path: str, body: object = None) -> d
         return json.loads(text) if text else {}
 
 
+class Node:
+    """The processes of a private broker, which a test may kill, freeze, wipe and start again."""
+
+    def __init__(self, broker: PrivateBroker, data: Path, marks: dict[str, str]) -> None:
+        self.broker = broker
+        self._data = data
+        self._marks = marks
+        self._specs = broker.processes(data)
+        self._processes: dict[str, subprocess.Popen] = {}
+
+    def start(self) -> None:
+        """Start what does not run, and wait until it serves."""
+        for spec in self._specs:
+            if spec.name in self._processes and self._processes[spec.name].poll() is None:
+                continue
+            with spec.log.open("ab") as log:
+                process = self._processes[spec.name] = subprocess.Popen(
+                    spec.argv,
+                    cwd=spec.cwd or self._data,
+                    env={**os.environ, **spec.environment, **self._marks},
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    start_new_session=True,
+                )
+            give_up_at = time.monotonic() + 120
+            while not asyncio.run(spec.is_ready()):
+                assert process.poll() is None, f"{spec.name} ended: {spec.log.read_text()[-2000:]}"
+                assert time.monotonic() < give_up_at, f"{spec.name} is not ready: {spec.log.read_text()[-2000:]}"
+                time.sleep(0.1)
+
+    def kill(self) -> None:
+        """SIGKILL the node."""
+        node = self._processes["rabbitmq"]
+        node.kill()
+        node.wait()
+
+    def stop(self, name: str = "rabbitmq") -> None:
+        """End the node, or epmd, in order; by force where that takes too long."""
+        process = self._processes.get(name)
+        if process is None or process.poll() is not None:
+            return
+        process.send_signal(signal.SIGCONT)
+        process.terminate()
+        try:
+            process.wait(30)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+    def wipe(self) -> None:
+        """Delete all that a stopped node has kept; at its next start it knows but its definitions."""
+        shutil.rmtree(self.broker.data / "mnesia")
+        (self.broker.data / "mnesia").mkdir()
+
+    @contextlib.contextmanager
+    def frozen(self) -> Iterator[None]:
+        """Stop the node by SIGSTOP while the block runs: its sockets take bytes, and nothing answers."""
+        node = self._processes["rabbitmq"]
+        node.send_signal(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            node.send_signal(signal.SIGCONT)
+
+    def ctl(self, *arguments: str) -> str:
+        """What `rabbitmqctl` says."""
+        node = self._specs[1]
+        return subprocess.run(
+            [str(self.broker.installation.server.with_name("rabbitmqctl")), *arguments],
+            env={**os.environ, **node.environment},
+            cwd=self._data,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=True,
+        ).stdout
+
+    @contextlib.contextmanager
+    def alarmed(self) -> Iterator[None]:
+        """A memory alarm while the block runs: whoever publishes is blocked."""
+        self.ctl("set_vm_memory_high_watermark", "0.0000001")
+        try:
+            yield
+        finally:
+            self.ctl("set_vm_memory_high_watermark", "absolute", MEMORY_WATERMARK)
+
+
 @contextlib.contextmanager
-def running_broker(data: Path) -> Iterator[PrivateBroker]:
+def running_node(data: Path) -> Iterator[Node]:
     """Start a private node, and take it down with everything it started."""
     installation = find_rabbitmq(cache_dir(LocalSettings()), print)
     broker = prepare_broker(installation, data, BrokerPorts(*free_ports(5)))
@@ -64,36 +155,22 @@ def running_broker(data: Path) -> Iterator[PrivateBroker]:
         stdout=subprocess.DEVNULL,
         start_new_session=True,
     )
-    processes: list[subprocess.Popen] = []
+    node = Node(broker, data, leftovers.marks(data, run))
     try:
-        for spec in broker.processes(data):
-            with spec.log.open("wb") as log:
-                process = subprocess.Popen(
-                    spec.argv,
-                    cwd=data,
-                    env={**os.environ, **spec.environment, **leftovers.marks(data, run)},
-                    stdin=subprocess.DEVNULL,
-                    stdout=log,
-                    stderr=log,
-                    start_new_session=True,
-                )
-            processes.append(process)
-            give_up_at = time.monotonic() + 120
-            while not asyncio.run(spec.is_ready()):
-                assert process.poll() is None, f"{spec.name} ended: {spec.log.read_text()[-2000:]}"
-                assert time.monotonic() < give_up_at, f"{spec.name} is not ready: {spec.log.read_text()[-2000:]}"
-                time.sleep(0.1)
-        yield broker
+        node.start()
+        yield node
     finally:
-        for process in reversed(processes):
-            process.terminate()
-            try:
-                process.wait(30)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+        node.stop()
+        node.stop("epmd")
         guardian.stdin.close()
         guardian.wait(30)
+
+
+@contextlib.contextmanager
+def running_broker(data: Path) -> Iterator[PrivateBroker]:
+    """A private node for tests that leave it alone."""
+    with running_node(data) as node:
+        yield node.broker
 
 
 @contextlib.contextmanager

@@ -6,7 +6,7 @@ from pydantic.fields import FieldInfo
 
 from balancer.settings import BalancerSettings
 from gateway.settings import GatewaySettings
-from services.settings import CommonSettings, LocalSettings, Settings, env_name
+from services.settings import CommonSettings, ConsoleSettings, LocalSettings, Settings, env_name
 from substations.settings import SubstationSettings
 
 README = Path(__file__).resolve().parents[2] / "README.md"
@@ -18,6 +18,7 @@ READ_BY: dict[type[Settings], str] = {
     GatewaySettings: "gateway",
     BalancerSettings: "balancer",
     SubstationSettings: "substations",
+    ConsoleSettings: "`evenload dead`",
 }
 
 

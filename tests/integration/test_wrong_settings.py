@@ -12,6 +12,8 @@ import pytest
 from harness.broker import Vhost, api
 from harness.ledger import opened
 
+from services.broker import topology
+
 ENDS_WITHIN_S = 60
 SERVICES = ["gateway", "balancer", "substations"]
 EVERYBODY = [*SERVICES, "up"]
@@ -217,6 +219,23 @@ def test_a_ledger_that_cannot_be_used_and_no_broker_either(refusal, ledger_at, w
 
     assert f"EVENLOAD_LEDGER_URL: {address.removeprefix('sqlite:///')} " in said
     assert told in said
+    assert "; and EVENLOAD_AMQP_URL: no broker answers at amqp://someone:***@127.0.0.1:1/evenload" in said
+
+
+def test_a_ledger_that_cannot_be_used_and_a_broker_that_refuses(refusal, broker, ledger_at):
+    wrong = Vhost(broker, "nowhere").amqp_url("balancer")
+
+    said = refusal("balancer", EVENLOAD_LEDGER_URL=ledger_at("diary"), EVENLOAD_AMQP_URL=wrong)
+
+    assert "is no usable ledger" in said
+    assert "(it refuses to open the vhost" in said
+
+
+def test_a_ledger_that_cannot_be_used_and_a_broker_that_is_well(refusal, vhost, ledger_at):
+    said = refusal("balancer", EVENLOAD_LEDGER_URL=ledger_at("diary"), EVENLOAD_AMQP_URL=vhost.amqp_url("balancer"))
+
+    assert "is no usable ledger" in said
+    assert "EVENLOAD_AMQP_URL" not in said
 
 
 @pytest.mark.parametrize("address", ["sqlite:///", "sqlite:////", "sqlite://ledger", "oracle://host/x"])
@@ -279,3 +298,35 @@ def test_a_broker_that_answers_and_refuses(refusal, broker, who, wrong, told):
     assert "EVENLOAD_AMQP_URL: " in said
     assert told in said
     assert right not in said
+
+
+@pytest.mark.parametrize(
+    ("who", "right", "pattern", "lacking"),
+    [
+        ("gateway", "write", r"^(charge\.events|amq_.*)$", "write right on exchange 'charge.requests'"),
+        ("gateway", "read", r"^amq_.*$", "read right on exchange 'charge.events'"),
+        ("gateway", "configure", "^$", "configure right on queue 'amq_"),
+        ("gateway", "write", r"^charge\.(requests|events)$", "write right on queue 'amq_"),
+        ("gateway", "read", r"^charge\.events$", "read right on queue 'amq_"),
+        ("balancer", "write", r"^charge\.(events|dead)$", "write right on exchange 'charge.assignments'"),
+        ("balancer", "write", r"^charge\.(assignments|dead)$", "right on exchange 'charge.events'"),
+        ("balancer", "write", r"^charge\.(assignments|events)$", "write right on exchange 'charge.dead'"),
+        ("balancer", "read", r"^charge\.events$", "read right on queue 'charge.intake'"),
+        ("substations", "write", r"^charge\.substation\..*$", "write right on exchange 'charge.dead'"),
+        ("substations", "configure", "^$", "configure right on queue 'charge.substation."),
+        ("substations", "write", r"^charge\.dead$", "write right on queue 'charge.substation."),
+        ("substations", "read", r"^charge\.substation\..*$", "read right on exchange 'charge.assignments'"),
+        ("substations", "read", r"^charge\.assignments$", "read right on queue 'charge.substation."),
+    ],
+)
+def test_a_broker_user_with_too_few_rights(refusal, vhost, who, right, pattern, lacking):
+    role = who.removesuffix("s")
+    rights = topology.ROLES[role]
+    all_of_them = {"configure": rights.configure, "write": rights.write, "read": rights.read}
+    api(vhost.broker, "PUT", f"permissions/{vhost.name}/{role}", all_of_them | {right: pattern})
+
+    said = refusal(who, EVENLOAD_AMQP_URL=vhost.amqp_url(role))
+
+    assert f"EVENLOAD_AMQP_URL: user '{role}' lacks the " in said
+    assert lacking in said
+    assert f"in vhost '{vhost.name}': grant it with `rabbitmqctl set_permissions`" in said

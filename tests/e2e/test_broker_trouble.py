@@ -1,0 +1,256 @@
+"""A whole stack whose broker is killed, alarmed, cut off, frozen, fed poison or wiped: every 202 ends, once.
+
+The numbers are those of the failure model in docs/architecture.md.
+"""
+
+import asyncio
+import base64
+import json
+import re
+import signal
+import threading
+import urllib.error
+import urllib.request
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from types import SimpleNamespace
+
+import aio_pika
+import pytest
+from harness.broker import Vhost, api, running_node
+from harness.stack import Stack, started, until
+from harness.tcp_proxy import TcpProxy
+
+from services.broker import topology
+from services.broker.connection import HEARTBEAT_S
+from services.local.stack import free_ports
+
+SERVICES = ("gateway", "balancer", *(f"substation-{one}" for one in ("north", "east", "south", "west")))
+CONNECTIONS = 2 * len(SERVICES)
+AWAY_WITHIN_S = 120.0
+"""Three heartbeats until a silent connection is given up, a failed attempt, and patience for a busy machine."""
+
+
+@pytest.fixture(scope="module")
+def trouble(tmp_path_factory):
+    """A stack on a broker of the test's own, and the proxy between them."""
+    folder = tmp_path_factory.mktemp("trouble")
+    with running_node(folder / "broker") as node, TcpProxy(node.broker.ports.amqp) as proxy:
+        url = node.broker.amqp_url("operator").replace(f":{node.broker.ports.amqp}/", f":{proxy.port}/")
+        with started(
+            folder / "data",
+            free_ports(1)[0],
+            EVENLOAD_AMQP_URL=url,
+            EVENLOAD_SPEED="600",
+            EVENLOAD_BALANCER_SCRAPE_INTERVAL_S="0.5",
+            # One request a message, and one message in hand: what is not handled yet stays in the queue.
+            EVENLOAD_ENVELOPE_MAX="1",
+            EVENLOAD_BALANCER_PREFETCH="1",
+        ) as stack:
+            yield SimpleNamespace(node=node, proxy=proxy, stack=stack.until_up(), broker=node.broker)
+
+
+@pytest.fixture
+def at_rest(trouble):
+    """The stack before, and after, some trouble: all are ready, with two connections each and no more."""
+    until_well(trouble)
+    yield trouble
+    trouble.proxy.heal()
+    until_well(trouble)
+
+
+def until_well(trouble):
+    until(lambda: all(readiness(trouble.stack, one)[0] == 200 for one in SERVICES), "all are ready", AWAY_WITHIN_S)
+    until(lambda: trouble.proxy.open_connections == CONNECTIONS, "two connections a service", AWAY_WITHIN_S)
+    queues = f"queues/{topology.VHOST}"
+
+    def is_consumed() -> bool:
+        consumers = {one["name"]: one.get("consumers") for one in api(trouble.broker, "GET", queues)}
+        work = (topology.INTAKE, *(topology.substation_queue(one) for one in ("north", "east", "south", "west")))
+        return all(consumers.get(one) == 1 for one in work)
+
+    until(is_consumed, "a consumer on every queue", AWAY_WITHIN_S)
+
+
+def readiness(stack: Stack, service: str) -> tuple[int, str]:
+    log = (stack.data / "logs" / f"{service}.log").read_text()
+    url = re.findall(r'"admin_url": "(\S+?)"', log)[-1]
+    try:
+        with urllib.request.urlopen(f"{url}/readyz", timeout=30) as response:  # noqa: S310
+            return response.status, response.read().decode()
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, error.read().decode()
+
+
+def logged(stack: Stack, service: str, event: str) -> list[dict]:
+    lines = (stack.data / "logs" / f"{service}.log").read_text().splitlines()
+    return [entry for line in lines if line.startswith("{") and (entry := json.loads(line))["event"] == event]
+
+
+def accepted_all(stack: Stack, count: int) -> list[str]:
+    """Send requests that must all get their 202, at the first try."""
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(lambda number: stack.post(vehicle_id=f"EV-{number}", energy_kwh=5), range(count)))
+    assert {status for status, _ in answers} == {202}
+    return [answer["request_id"] for _, answer in answers]
+
+
+@contextmanager
+def stopped(stack: Stack, *services: str):
+    """Processes that get no time while the block runs."""
+    processes = [stack.service(one) for one in services]
+    for one in processes:
+        one.send_signal(signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        for one in processes:
+            one.send_signal(signal.SIGCONT)
+
+
+def unready_with(stack: Stack, cause: str) -> bool:
+    return all(
+        code == 503 and "broker connection" in said and cause in said
+        for code, said in (readiness(stack, one) for one in SERVICES)
+    )
+
+
+def test_failure_04_a_broker_killed_under_load_loses_nothing(at_rest):
+    stack, node = at_rest.stack, at_rest.node
+    killer = threading.Timer(1.0, lambda: (node.kill(), node.start()))
+    killer.start()
+    request_ids = stack.submit(80, over_s=4.0, energy_kwh=5)
+    killer.join()
+
+    stack.until_ended(request_ids)
+
+    until(lambda: all(logged(stack, one, "broker_connection_back") for one in SERVICES), "all are back")
+
+
+def test_failure_05_a_memory_alarm_refuses_nobody_and_loses_nothing(at_rest):
+    stack, node = at_rest.stack, at_rest.node
+    with node.alarmed():
+        request_ids = accepted_all(stack, 20)
+        until(
+            lambda: {"blocked"} & {one.get("state") for one in api(at_rest.broker, "GET", "connections")},
+            "RabbitMQ shows somebody blocked",
+        )
+        assert readiness(stack, "gateway")[0] == 200
+        request_ids += accepted_all(stack, 20)
+
+    stack.until_ended(request_ids)
+
+
+def test_failure_06_half_open_connections_are_given_up_and_made_again(at_rest):
+    stack, proxy = at_rest.stack, at_rest.proxy
+    assert {one["timeout"] for one in api(at_rest.broker, "GET", "connections")} == {HEARTBEAT_S}
+    proxy.stall()
+    request_ids = accepted_all(stack, 20)
+
+    stack.until_ended(request_ids)  # nobody waits for the broker
+    until(lambda: unready_with(stack, "no answer in time"), "all say why they are unready", AWAY_WITHIN_S)
+    assert all("silent" in logged(stack, one, "broker_connection_lost")[-1]["cause"] for one in SERVICES)
+    assert accepted_all(stack, 1)
+    # The fixture waits until all is well again.
+
+
+def test_failure_06_a_frozen_broker_holds_up_nobody_not_even_who_leaves(at_rest):
+    stack, node = at_rest.stack, at_rest.node
+    lost_before = len(logged(stack, "balancer", "broker_connection_lost"))
+    with node.frozen():
+        request_ids = accepted_all(stack, 20)
+        stack.until_ended(request_ids)
+        stack.service("gateway").send_signal(signal.SIGTERM)
+        stack.until_said(r"gateway died \(exit code 0\)")
+        until(
+            lambda: len(logged(stack, "balancer", "broker_connection_lost")) == lost_before + 2,
+            "both its connections are given up",
+            AWAY_WITHIN_S,
+        )
+    until_well(at_rest)
+
+    stack.until_ended(accepted_all(stack, 20))
+
+
+def test_failure_13_poison_is_quarantined_and_its_neighbours_are_served(at_rest):
+    stack, broker = at_rest.stack, at_rest.broker
+    before = len(dead_letters(broker))
+    for exchange, key in ((topology.REQUESTS, ""), (topology.ASSIGNMENTS, "north")):
+        for body in (b"\x00\xff\x1b[2J", b"x" * 20_000, b'{"v":99,"hints":[]}'):
+            publish(broker, exchange, key, body)
+    request_ids = accepted_all(stack, 20)
+
+    stack.until_ended(request_ids)
+
+    until(lambda: len(dead_letters(broker)) == before + 6, "six in the graveyard")
+
+
+def test_failure_14_a_message_past_its_delivery_limit_is_a_dead_letter_and_its_request_is_served(at_rest):
+    stack, broker = at_rest.stack, at_rest.broker
+    before = len(dead_letters(broker))
+    with stopped(stack, "balancer"):
+        request_ids = accepted_all(stack, 5)  # the frozen balancer has one in hand, and cannot say so
+        asyncio.run(return_until_dead(broker, topology.INTAKE, 4))
+        until(lambda: len(dead_letters(broker)) == before + 4, "four in the graveyard")
+
+    stack.until_ended(request_ids)
+
+
+def test_failure_14_a_wiped_broker_costs_no_request(at_rest):
+    stack, node = at_rest.stack, at_rest.node
+    with stopped(stack, "balancer"):
+        request_ids = accepted_all(stack, 10)
+        node.stop()
+        node.wipe()
+        node.start()
+    with stopped(stack, "substation-north", "substation-east"):
+        request_ids += accepted_all(stack, 10)
+        until(lambda: any(assigned(stack, one) for one in request_ids), "somebody's message waits for the frozen")
+        node.stop()
+        node.wipe()
+        node.start()
+
+    stack.until_ended(request_ids)
+
+
+def assigned(stack: Stack, request_id: str) -> bool:
+    answer = stack.get(f"/charge-requests/{request_id}")[1]
+    return answer["status"] == "assigned" and answer["substation"] in ("north", "east")
+
+
+def dead_letters(broker) -> list[dict]:
+    asked = {"count": 1000, "ackmode": "ack_requeue_true", "encoding": "auto"}
+    return api(broker, "POST", f"queues/{topology.VHOST}/{topology.GRAVEYARD}/get", asked)
+
+
+def publish(broker, exchange: str, key: str, body: bytes) -> None:
+    payload = {"payload": base64.b64encode(body).decode(), "payload_encoding": "base64"}
+    answer = api(
+        broker,
+        "POST",
+        f"exchanges/{topology.VHOST}/{exchange}/publish",
+        {"properties": {}, "routing_key": key, **payload},
+    )
+    assert answer == {"routed": True}
+
+
+async def return_until_dead(broker, queue: str, messages: int) -> None:
+    """Return each delivery of a queue until `messages` of them are past their limit."""
+    async with await aio_pika.connect(Vhost(broker, topology.VHOST).amqp_url("operator")) as connection:
+        channel = await connection.channel()
+        await channel.set_qos(prefetch_count=messages)
+        returns = 0
+        enough = asyncio.Event()
+
+        async def give_back(message) -> None:
+            nonlocal returns
+            await message.nack(requeue=True)
+            returns += 1
+            if returns == messages * (topology.DELIVERY_LIMIT + 1):
+                enough.set()
+
+        found = await channel.get_queue(queue, ensure=False)
+        await found.consume(give_back)
+        async with asyncio.timeout(60):
+            await enough.wait()
