@@ -42,7 +42,8 @@ class TickLog:
 def tick_line(substation: Substation) -> str:
     """One line; sessions are `[request_id, attempt, power_w, wanted_w, owed_j, paused]`, ended ones want nothing.
 
-    `at_s` is the tick's reading of the monotonic clock, from which on the powers hold.
+    `at_s` is the tick's reading of the monotonic clock, from which on the powers hold; behind the fence all stand
+    still.
     """
     sessions = [
         [
@@ -60,6 +61,7 @@ def tick_line(substation: Substation) -> str:
         "limit_w": substation.limit_w,
         "connectors": substation.connectors,
         "floor_w": substation.floor_w,
+        "fenced": substation.is_fenced(substation.ticked_at_s),
         "sessions": sessions,
     }
     return json.dumps(tick, separators=(",", ":")) + "\n"

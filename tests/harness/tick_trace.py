@@ -24,6 +24,7 @@ class Tick(NamedTuple):
     limit_w: int
     connectors: int
     floor_w: int
+    fenced: bool
     sessions: list[Logged]
 
     @property
@@ -76,6 +77,8 @@ def _faults(tick: Tick) -> list[str]:
             found.append("below the floor")
         if not 0 <= one.power_w <= one.wanted_w:
             found.append("more than wanted")
+    if tick.fenced:
+        return [*found, "power behind the fence"] if tick.power_w else found
     idle_w = tick.limit_w - tick.power_w
     if idle_w > 0 and any(not one.paused and one.power_w < one.wanted_w for one in tick.sessions):
         found.append("idle power while a session wants more")

@@ -34,8 +34,8 @@ def test_a_tick_is_logged_as_it_was_set_for_the_time_to_come(tmp_path):
     ]
     assert logged(tmp_path / "new" / "folder") == {
         "north-1": [
-            Tick(1.0, 1_500, 4, 1_380, [runs, *others]),
-            Tick(3.0, 1_500, 4, 1_380, [runs._replace(owed_j=KWH_J - 1_500 * 60 * 2), *others]),
+            Tick(1.0, 1_500, 4, 1_380, False, [runs, *others]),
+            Tick(3.0, 1_500, 4, 1_380, False, [runs._replace(owed_j=KWH_J - 1_500 * 60 * 2), *others]),
         ]
     }
 

@@ -8,7 +8,7 @@ SPEED = 60
 FAST = Logged("a", 1, 7_000, 11_000, 9_000_000, paused=False)
 WEAK = Logged("b", 1, 1_000, 1_000, 9_000_000, paused=False)
 PAUSED = Logged("c", 1, 0, 11_000, 9_000_000, paused=True)
-SOUND = Tick(10.0, 8_000, 3, 1_380, [FAST, WEAK, PAUSED])
+SOUND = Tick(10.0, 8_000, 3, 1_380, False, [FAST, WEAK, PAUSED])
 
 
 def doctored(number, **changes):
@@ -70,11 +70,21 @@ def test_a_clock_that_runs_backwards_is_found():
 
 
 def test_half_a_line_at_the_end_of_a_killed_processs_log_is_left_out_and_one_in_between_is_not(tmp_path):
-    line = '{"at_s":1.5,"limit_w":8000,"connectors":3,"floor_w":1380,"sessions":[["a",1,7000,11000,9000,false]]}\n'
+    line = (
+        '{"at_s":1.5,"limit_w":8000,"connectors":3,"floor_w":1380,"fenced":false,'
+        '"sessions":[["a",1,7000,11000,9000,false]]}\n'
+    )
     (tmp_path / "north-1.jsonl").write_text(line + line[:40])
 
     assert logged(tmp_path) == {
-        "north-1": [Tick(1.5, 8_000, 3, 1_380, [Logged("a", 1, 7_000, 11_000, 9_000, paused=False)])]
+        "north-1": [Tick(1.5, 8_000, 3, 1_380, False, [Logged("a", 1, 7_000, 11_000, 9_000, paused=False)])]
     }
     with pytest.raises(ValueError, match=r"line 1 column"):
         parsed(line[:40] + "\n" + line)
+
+
+def test_behind_the_fence_everything_stands_still_and_power_lies_idle():
+    still = SOUND._replace(fenced=True, sessions=[PAUSED, PAUSED._replace(request_id="other")])
+
+    assert breaches([still], 60.0) == []
+    assert "power behind the fence" in breaches([SOUND._replace(fenced=True)], 60.0)[0]
