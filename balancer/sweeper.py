@@ -21,6 +21,8 @@ from services.messages import Hint
 log = get_logger(__name__)
 
 SWEEP_EVERY_S = 0.5
+SWEEP_EVERY_LEASE = 0.125
+"""The most as a part of the lease: silence is only counted by who looks often."""
 UNCLAIMED_AFTER_S = 10.0
 """So long an assigned row may be named by no beat: twice the time in which a living substation finds and claims it."""
 FORGET_EVERY_S = 60.0
@@ -64,7 +66,7 @@ class Sweeper:
                 await self.sweep()
             except LedgerUnavailable as error:
                 log.warning("sweep_paused", cause=str(error))
-            await asyncio.sleep(SWEEP_EVERY_S)
+            await asyncio.sleep(min(SWEEP_EVERY_S, self._lease_s * SWEEP_EVERY_LEASE))
 
     async def sweep(self) -> None:
         """One sweep; raises `LedgerUnavailable`."""

@@ -23,7 +23,7 @@ GAUGES: Sequence[tuple[str, str, Callable[[Substation], float]]] = (
     ("bays_occupied", "Vehicles in a bay.", lambda one: len(one.in_bays)),
     ("epoch", "Tenure of the process that hosts the substation.", lambda one: one.epoch),
     ("snapshot_sequence", "Number of this snapshot within the epoch.", lambda one: one.sequence),
-    ("operative", "1 while the substation takes requests.", lambda one: one.is_operative),
+    ("operative", "1 while the substation takes requests.", lambda one: one.is_operative and not one.stands_still),
 )
 COUNTERS: Sequence[tuple[str, str, Callable[[Substation], float]]] = (
     ("claims", "Number of the last claim in this epoch.", lambda one: one.claims_total),

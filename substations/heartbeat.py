@@ -61,7 +61,7 @@ class Host:
                 await self.beat()
             except LedgerUnavailable as error:
                 log.warning("heartbeat_missed", cause=str(error))
-            pause_s = min(LOOK_EVERY_S, self._heartbeat_s) if self._is_hurried() else self._heartbeat_s
+            pause_s = min(LOOK_EVERY_S, self._heartbeat_s / 2) if self._is_hurried() else self._heartbeat_s
             await asyncio.sleep(max(0.0, began_at + pause_s - loop.time()))
 
     def _wanted(self) -> list[str]:

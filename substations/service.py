@@ -61,10 +61,12 @@ async def serve(life: Life, settings: SubstationSettings) -> None:
         )
 
         async def settle_and_release() -> None:
-            with contextlib.suppress(LedgerUnavailable, TimeoutError):
+            with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(LAST_WORDS_S):
                     for worker in workers.values():
                         await worker.settle()
+            with contextlib.suppress(LedgerUnavailable, TimeoutError):
+                async with asyncio.timeout(LAST_WORDS_S):
                     await host.release()
 
         stack.push_async_callback(settle_and_release)

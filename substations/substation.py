@@ -50,7 +50,8 @@ class Substation:
     renewals_total: int = 0
     fenced_total: int = 0
     sequence: int = 0
-    _stands_still: bool = True
+    stands_still: bool = True
+    """Whether the last tick was behind the fence."""
     _recently_ended: dict[Key, float] = field(default_factory=dict)
 
     @property
@@ -73,7 +74,7 @@ class Substation:
         self.sessions, self.in_bays, self._recently_ended = {}, [], {}
         self.claims_total, self.ends_by_reason = 0, {Reason.ENERGY_LIMIT_REACHED: 0}
         self.orders = self.applied = None
-        self._stands_still = True
+        self.stands_still = True
 
     def renew(self, sent_at_s: float, lease_s: float) -> None:
         """Our lease was renewed by a beat sent at `sent_at_s`: an observer may have seen it since then."""
@@ -152,7 +153,7 @@ class Substation:
         if self.is_fenced(now_s):
             self._stand_still(now_s)
             return self._endings()
-        self._stands_still = False
+        self.stands_still = False
         for session in self.sessions.values():
             self.energy_total_j += session.deliver(self.ticked_at_s, now_s, self.speed)
             session.judge(now_s)
@@ -168,8 +169,8 @@ class Substation:
         return self._endings()
 
     def _stand_still(self, now_s: float) -> None:
-        self.fenced_total += not self._stands_still
-        self._stands_still = True
+        self.fenced_total += not self.stands_still
+        self.stands_still = True
         self.ticked_at_s = now_s
         for session in self.sessions.values():
             if session.end is None:
