@@ -1,7 +1,7 @@
 """What a substation may do with the ledger: register, claim, tell progress, end, decline."""
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import astuple
 from typing import Protocol
 
@@ -46,7 +46,12 @@ class Charging(Protocol):
         """
 
 
+def _lock(transaction: Transaction, substations: Iterable[str]) -> None:
+    transaction.execute(statements.LOCK_SUBSTATIONS, [[one] for one in sorted(set(substations))])
+
+
 def _register(transaction: Transaction, rows: list[Row]) -> list[Row]:
+    _lock(transaction, (row["id"] for row in rows))
     registered = transaction.execute(statements.REGISTER, [row["values"] for row in rows])
     resumed: dict[str, list[Row]] = defaultdict(list)
     epochs = [[row["id"], row["epoch"]] for row in registered]
@@ -57,6 +62,8 @@ def _register(transaction: Transaction, rows: list[Row]) -> list[Row]:
 
 def _claim(transaction: Transaction, rows: list[Row]) -> list[Row]:
     hints = [[row["id"], row["attempt"], row["substation"], row["epoch"], row["places"]] for row in rows]
+    _lock(transaction, (row["substation"] for row in rows))
+    transaction.execute(statements.LOCK_REQUESTS, [hint[:1] for hint in hints])
     _count(transaction, statements.COUNT_CLAIMS, transaction.execute(statements.CLAIM, hints), "claim_number")
     claimed = transaction.execute(statements.CLAIMED, [hint[:4] for hint in hints])
     if len(claimed) == len(rows):
@@ -66,6 +73,7 @@ def _claim(transaction: Transaction, rows: list[Row]) -> list[Row]:
 
 
 def _end(transaction: Transaction, rows: list[Row]) -> list[Row]:
+    _lock(transaction, (row["values"][2] for row in rows))
     ended = transaction.execute(statements.END, [row["values"] for row in rows])
     _count(transaction, statements.COUNT_ENDS, ended, "end_number")
     return transaction.execute(statements.ENDED, [row["values"][:4] for row in rows])
@@ -80,6 +88,7 @@ def _count(transaction: Transaction, statement: str, changed: list[Row], number:
 
 
 def _heartbeat(transaction: Transaction, rows: list[Row]) -> list[Row]:
+    _lock(transaction, (row["substation"] for row in rows))
     progress = [one for row in rows for one in row["progress"]]
     if progress:
         transaction.execute(statements.PROGRESS, progress)

@@ -1,8 +1,23 @@
 """The ledger's statements, in the intersection of SQLite's and PostgreSQL's dialects.
 
-Two holes are filled in by each driver: `{now}`, the database's clock [ms since the epoch], and `{rows: a, b}`, the
-rows of one JSON parameter (an array of arrays) as a table with the named columns. Each write is a compare-and-set
-for many rows at once: the rows it returns are those that changed.
+Three holes are filled in by each driver: `{now}`, the database's clock [ms since the epoch]; `{rows: a, b}`, the
+rows of one JSON parameter (an array of arrays) as a table with the named columns; `{for update}`, which locks what is
+found. Each write is a compare-and-set for many rows at once: the rows it returns are those that changed.
+
+SQLite lets one writer in at a time. PostgreSQL (READ COMMITTED) lets many in, and a statement sees what was committed
+when it began. Where its row has been changed since, it waits, then judges the row's new version by its own WHERE, but
+by nothing else: a subquery's counts and ranks are not looked up again. So:
+
+- ASSIGN, GIVE_BACK, WITHDRAW, EXPIRE, PROGRESS and FORGET look at nothing but the row and their parameters. Of two that
+  race for a row, the second finds another status or attempt, and does not change it. (An assignment that is
+  overtaken by EXPIRE: the row is past its wait whichever came first.)
+- CLAIM and END count and rank. LOCK_SUBSTATIONS goes before them, in a statement of its own, so that theirs begins, and
+  looks, when nobody else can claim, end, take over or beat at these substations. Rows still `assigned` may be
+  withdrawn, expired or given back by others: LOCK_REQUESTS holds a claim's candidates before they are ranked, so that
+  none drops out afterwards and leaves a gap in the numbers or a connector free.
+- ACCEPT waits for a rival with the same key to commit, and ACCEPTED, a new statement, sees what it wrote.
+
+Locks are taken substations first, then requests, in order of their ids; who is in a ring all the same, is retried.
 """
 
 import functools
@@ -11,6 +26,30 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 _ROWS = re.compile(r"\{rows:([^}]*)\}")
+_PARAMETER = re.compile(r"(?<!:):([a-z_]+)")
+
+INTEGER_COLUMNS = frozenset(
+    {
+        "attempt",
+        "bays",
+        "claims_total",
+        "connectors",
+        "delivered",
+        "depart_by_ms",
+        "departs_at_ms",
+        "ends_total",
+        "energy_requested_j",
+        "epoch",
+        "limit_w",
+        "places",
+        "power_max_w",
+        "priority",
+        "rated_w",
+        "total",
+        "wait_max_ms",
+    }
+)
+"""The columns of `{rows: …}` that hold integers; all others hold text."""
 
 
 @dataclass(frozen=True)
@@ -19,6 +58,9 @@ class Dialect:
 
     now_ms: str
     rows: Callable[[tuple[str, ...]], str]
+    for_update: str
+    parameter: str
+    """How the parameter `\\1` is written."""
 
 
 @functools.cache
@@ -28,7 +70,8 @@ def render(statement: str, dialect: Dialect) -> str:
     def fill(match: re.Match[str]) -> str:
         return dialect.rows(tuple(column.strip() for column in match.group(1).split(",")))
 
-    return _ROWS.sub(fill, statement).replace("{now}", dialect.now_ms)
+    filled = _ROWS.sub(fill, statement).replace("{now}", dialect.now_ms).replace("{for update}", dialect.for_update)
+    return _PARAMETER.sub(dialect.parameter, filled)
 
 
 # --- what every service does at its start ------------------------------------------------------------------------
@@ -171,7 +214,7 @@ SET status = 'assigned', reason = 'dispatched', attempt = request.attempt + 1, s
 FROM {rows: id, attempt, substation, decision} AS r
 WHERE request.id = r.id AND request.status = 'accepted' AND request.attempt = r.attempt
   AND request.wait_until_ms > {now}
-RETURNING id
+RETURNING request.id
 """
 GIVE_BACK = """
 UPDATE request
@@ -179,7 +222,7 @@ SET status = 'accepted', reason = r.reason, substation = NULL, changed_at_ms = {
 FROM {rows: id, attempt, substation, reason} AS r
 WHERE request.id = r.id AND request.status = 'assigned' AND request.attempt = r.attempt
   AND request.substation = r.substation
-RETURNING id
+RETURNING request.id
 """
 EXPIRE = """
 UPDATE request
@@ -214,6 +257,13 @@ REGISTRY = "SELECT id, zone, epoch, metrics_url FROM substation ORDER BY id"
 
 # --- what substations do ----------------------------------------------------------------------------------------
 
+LOCK_SUBSTATIONS = """
+SELECT s.id FROM substation AS s WHERE s.id IN (SELECT id FROM {rows: id} AS r) ORDER BY s.id {for update}
+"""
+LOCK_REQUESTS = """
+SELECT q.id FROM request AS q WHERE q.id IN (SELECT id FROM {rows: id} AS r) ORDER BY q.id {for update}
+"""
+
 REGISTER = """
 INSERT INTO substation (id, zone, rated_w, limit_w, connectors, bays, metrics_url)
 SELECT r.id, r.zone, r.rated_w, r.limit_w, r.connectors, r.bays, r.metrics_url
@@ -230,8 +280,8 @@ UPDATE request
 SET reason = 'resumed', epoch = r.epoch, claim_number = 0, changed_at_ms = {now}
 FROM {rows: substation, epoch} AS r
 WHERE request.substation = r.substation AND request.status = 'charging'
-RETURNING id, attempt, substation, epoch, claim_number, power_max_w, energy_requested_j, energy_delivered_j,
-          departs_at_ms - {now} AS departs_in_ms
+RETURNING request.id, request.attempt, request.substation, request.epoch, request.claim_number, request.power_max_w,
+          request.energy_requested_j, request.energy_delivered_j, request.departs_at_ms - {now} AS departs_in_ms
 """
 CLAIM = """
 UPDATE request
@@ -250,7 +300,7 @@ FROM (
 ) AS r
 WHERE request.id = r.id AND request.status = 'assigned' AND request.attempt = r.attempt
   AND r.place <= r.places AND r.place <= r.connectors_free
-RETURNING id, substation, claim_number
+RETURNING request.id, request.substation, request.claim_number
 """
 CLAIMED = """
 SELECT q.id, q.attempt, q.substation, q.epoch, q.claim_number, q.power_max_w, q.energy_requested_j,
@@ -267,14 +317,14 @@ ORDER BY q.priority DESC, q.wait_until_ms, q.arrival
 """
 COUNT_CLAIMS = """
 UPDATE substation SET claims_total = r.total FROM {rows: id, total} AS r
-WHERE substation.id = r.id AND substation.claims_total < r.total RETURNING id
+WHERE substation.id = r.id AND substation.claims_total < r.total RETURNING substation.id
 """
 PROGRESS = """
 UPDATE request SET energy_delivered_j = r.delivered
 FROM {rows: id, attempt, substation, epoch, delivered} AS r
 WHERE request.id = r.id AND request.status = 'charging' AND request.attempt = r.attempt
   AND request.substation = r.substation AND request.epoch = r.epoch AND request.energy_delivered_j < r.delivered
-RETURNING id
+RETURNING request.id
 """
 END = """
 UPDATE request
@@ -291,7 +341,7 @@ FROM (
       AND s.epoch = c.epoch
 ) AS r
 WHERE request.id = r.id AND request.status = 'charging' AND request.attempt = r.attempt AND request.epoch = r.epoch
-RETURNING id, substation, end_number
+RETURNING request.id, request.substation, request.end_number
 """
 ENDED = """
 SELECT q.id, q.end_number
@@ -300,7 +350,7 @@ WHERE q.end_number IS NOT NULL AND q.attempt = r.attempt AND q.substation = r.su
 """
 COUNT_ENDS = """
 UPDATE substation SET ends_total = r.total FROM {rows: id, total} AS r
-WHERE substation.id = r.id AND substation.ends_total < r.total RETURNING id
+WHERE substation.id = r.id AND substation.ends_total < r.total RETURNING substation.id
 """
 EPOCHS = "SELECT s.id AS substation, s.epoch FROM {rows: substation} AS r JOIN substation AS s ON s.id = r.substation"
 ASSIGNED_HERE = """

@@ -11,10 +11,15 @@ from harness.ledger import (
 from services.ledger.states import Reason, faults
 
 
+@pytest.fixture(params=["sqlite", "postgres"])
+def where(request, tmp_path):
+    """Where an empty ledger may be made: a SQLite file, then the address of a PostgreSQL database."""
+    return tmp_path / "new" / "ledger.sqlite" if request.param == "sqlite" else request.getfixturevalue("postgres_url")
+
+
 @pytest.fixture
-def path(tmp_path):
+def path(where):
     """Where the ledger lies; whatever a test did to it, its histories must be sound afterwards."""
-    where = tmp_path / "ledger.sqlite"
     yield where
     histories, last = all_histories(where)
     assert histories.keys() == last.keys()
