@@ -32,7 +32,8 @@ _SETTINGS = {
     "statement_timeout": str(STATEMENT_TIMEOUT_MS),
     "idle_in_transaction_session_timeout": str(HELD_TIMEOUT_MS),
     # Every statement finds a few rows by an index. What the planner thinks of a table that has grown since it was
-    # analysed must not make it read all of it.
+    # analysed must not make it read all of it; nor a plan that was made while it was empty.
+    "plan_cache_mode": "force_custom_plan",
     "enable_seqscan": "off",
     "enable_hashjoin": "off",
     "enable_mergejoin": "off",
@@ -75,7 +76,7 @@ def connect(address: str) -> psycopg.Connection[Row]:
 
 
 class PostgresTransaction:
-    """Statements on one connection; rendering is cached by their text, plans by the connection."""
+    """Statements on one connection; rendering is cached by their text."""
 
     def __init__(self, connection: psycopg.Connection[Row]) -> None:
         self._connection = connection

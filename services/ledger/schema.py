@@ -41,7 +41,11 @@ _TABLES = (
     "CREATE INDEX request_assigned ON request (substation) WHERE status = 'assigned'",
     "CREATE INDEX request_charging ON request (substation, epoch, claim_number) WHERE status = 'charging'",
     "CREATE INDEX request_ended ON request (substation, epoch, end_number) WHERE end_number IS NOT NULL",
-    "CREATE INDEX request_deadline ON request (wait_until_ms) WHERE status IN ('accepted', 'assigned')",
+    # The second condition keeps it out of what only asks who waits.
+    """
+    CREATE INDEX request_deadline ON request (wait_until_ms)
+    WHERE status IN ('accepted', 'assigned') AND wait_until_ms > 0
+    """,
     # Only the ended ones: an index over all states lures the planner away from the narrow ones above.
     """
     CREATE INDEX request_terminal ON request (status, changed_at_ms)

@@ -17,6 +17,10 @@ by nothing else: a subquery's counts and ranks are not looked up again. So:
   none drops out afterwards and leaves a gap in the numbers or a connector free.
 - ACCEPT waits for a rival with the same key to commit, and ACCEPTED, a new statement, sees what it wrote.
 
+PostgreSQL's planner takes a partial index wherever it can prove that its rows suffice, also one that means reading
+everything that is open, on old figures. What is asked by id therefore says `status || '' = …`: nothing is proved from
+that, and the index of the ids is left. The index of deadlines is EXPIRE's alone, by a condition that only it repeats.
+
 Locks are taken substations first, then requests, in order of their ids; who is in a ring all the same, is retried.
 """
 
@@ -197,7 +201,7 @@ WHERE status IN ('completed', 'stopped', 'cancelled', 'expired', 'failed') GROUP
 WAITING_NAMED = """
 SELECT q.id, q.attempt, q.power_max_w, q.zone
 FROM {rows: id, attempt} AS r JOIN request AS q ON q.id = r.id
-WHERE q.status = 'accepted' AND q.attempt = r.attempt AND q.wait_until_ms > {now}
+WHERE q.status || '' = 'accepted' AND q.attempt = r.attempt AND q.wait_until_ms > {now}
 ORDER BY q.priority DESC, q.wait_until_ms, q.arrival
 """
 WAITING_FIRST = """
@@ -212,7 +216,7 @@ UPDATE request
 SET status = 'assigned', reason = 'dispatched', attempt = request.attempt + 1, substation = r.substation,
     decision = r.decision, changed_at_ms = {now}
 FROM {rows: id, attempt, substation, decision} AS r
-WHERE request.id = r.id AND request.status = 'accepted' AND request.attempt = r.attempt
+WHERE request.id = r.id AND request.status || '' = 'accepted' AND request.attempt = r.attempt
   AND request.wait_until_ms > {now}
 RETURNING request.id
 """
@@ -220,14 +224,14 @@ GIVE_BACK = """
 UPDATE request
 SET status = 'accepted', reason = r.reason, substation = NULL, changed_at_ms = {now}
 FROM {rows: id, attempt, substation, reason} AS r
-WHERE request.id = r.id AND request.status = 'assigned' AND request.attempt = r.attempt
+WHERE request.id = r.id AND request.status || '' = 'assigned' AND request.attempt = r.attempt
   AND request.substation = r.substation
 RETURNING request.id
 """
 EXPIRE = """
 UPDATE request
 SET status = 'expired', reason = 'waited_too_long', changed_at_ms = {now}
-WHERE status IN ('accepted', 'assigned') AND wait_until_ms <= {now}
+WHERE status IN ('accepted', 'assigned') AND wait_until_ms > 0 AND wait_until_ms <= {now}
 RETURNING id
 """
 FORGET = """
@@ -295,10 +299,10 @@ FROM (
     FROM {rows: id, attempt, substation, epoch, places} AS c
     JOIN request AS q ON q.id = c.id
     JOIN substation AS s ON s.id = c.substation
-    WHERE q.status = 'assigned' AND q.attempt = c.attempt AND q.substation = c.substation AND s.epoch = c.epoch
+    WHERE q.status || '' = 'assigned' AND q.attempt = c.attempt AND q.substation = c.substation AND s.epoch = c.epoch
       AND q.wait_until_ms > {now}
 ) AS r
-WHERE request.id = r.id AND request.status = 'assigned' AND request.attempt = r.attempt
+WHERE request.id = r.id AND request.status || '' = 'assigned' AND request.attempt = r.attempt
   AND r.place <= r.places AND r.place <= r.connectors_free
 RETURNING request.id, request.substation, request.claim_number
 """
@@ -306,13 +310,13 @@ CLAIMED = """
 SELECT q.id, q.attempt, q.substation, q.epoch, q.claim_number, q.power_max_w, q.energy_requested_j,
        q.energy_delivered_j, q.departs_at_ms - {now} AS departs_in_ms
 FROM {rows: id, attempt, substation, epoch} AS r JOIN request AS q ON q.id = r.id
-WHERE q.status = 'charging' AND q.attempt = r.attempt AND q.substation = r.substation AND q.epoch = r.epoch
+WHERE q.status || '' = 'charging' AND q.attempt = r.attempt AND q.substation = r.substation AND q.epoch = r.epoch
 ORDER BY q.claim_number
 """
 HELD = """
 SELECT q.id, q.attempt
 FROM {rows: id, attempt, substation} AS r JOIN request AS q ON q.id = r.id
-WHERE q.status = 'assigned' AND q.attempt = r.attempt AND q.substation = r.substation AND q.wait_until_ms > {now}
+WHERE q.status || '' = 'assigned' AND q.attempt = r.attempt AND q.substation = r.substation AND q.wait_until_ms > {now}
 ORDER BY q.priority DESC, q.wait_until_ms, q.arrival
 """
 COUNT_CLAIMS = """
@@ -322,7 +326,7 @@ WHERE substation.id = r.id AND substation.claims_total < r.total RETURNING subst
 PROGRESS = """
 UPDATE request SET energy_delivered_j = r.delivered
 FROM {rows: id, attempt, substation, epoch, delivered} AS r
-WHERE request.id = r.id AND request.status = 'charging' AND request.attempt = r.attempt
+WHERE request.id = r.id AND request.status || '' = 'charging' AND request.attempt = r.attempt
   AND request.substation = r.substation AND request.epoch = r.epoch AND request.energy_delivered_j < r.delivered
 RETURNING request.id
 """
@@ -337,16 +341,17 @@ FROM (
     FROM {rows: id, attempt, substation, epoch, status, reason, delivered} AS c
     JOIN request AS q ON q.id = c.id
     JOIN substation AS s ON s.id = c.substation
-    WHERE q.status = 'charging' AND q.attempt = c.attempt AND q.substation = c.substation AND q.epoch = c.epoch
+    WHERE q.status || '' = 'charging' AND q.attempt = c.attempt AND q.substation = c.substation AND q.epoch = c.epoch
       AND s.epoch = c.epoch
 ) AS r
-WHERE request.id = r.id AND request.status = 'charging' AND request.attempt = r.attempt AND request.epoch = r.epoch
+WHERE request.id = r.id AND request.status || '' = 'charging' AND request.attempt = r.attempt
+  AND request.epoch = r.epoch
 RETURNING request.id, request.substation, request.end_number
 """
 ENDED = """
 SELECT q.id, q.end_number
 FROM {rows: id, attempt, substation, epoch} AS r JOIN request AS q ON q.id = r.id
-WHERE q.end_number IS NOT NULL AND q.attempt = r.attempt AND q.substation = r.substation AND q.epoch = r.epoch
+WHERE COALESCE(q.end_number, 0) > 0 AND q.attempt = r.attempt AND q.substation = r.substation AND q.epoch = r.epoch
 """
 COUNT_ENDS = """
 UPDATE substation SET ends_total = r.total FROM {rows: id, total} AS r
