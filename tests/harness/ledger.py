@@ -99,41 +99,50 @@ def opened(where, *, speed=60.0, shared=False, startup_timeout_s=5):
 
 
 @contextlib.contextmanager
-def database_of(where):
-    """A database connection beside the ledger's own, whose parameters are written `?`; commits at the end."""
+def looking_into(where):
+    """A way to run queries beside the ledger's own connections, each at once; parameters are written `?`."""
     if isinstance(where, str):
-        with psycopg.connect(where) as connection:
+        with psycopg.connect(where, autocommit=True) as connection:
             yield lambda query, parameters=(): connection.execute(query.replace("?", "%s"), parameters)
     else:
-        with contextlib.closing(sqlite3.connect(where)) as connection, connection:
+        with contextlib.closing(sqlite3.connect(where, isolation_level=None)) as connection:
             yield connection.execute
 
 
 def asked(where, query, parameters=()):
     """The rows that a query finds in a ledger."""
-    with database_of(where) as execute:
+    with looking_into(where) as execute:
         return execute(query, parameters).fetchall()
 
 
 def changed(where, statement, parameters=()):
     """Change a ledger behind its back."""
-    with database_of(where) as execute:
+    with looking_into(where) as execute:
         execute(statement, parameters)
 
 
 def all_histories(where):
-    rows = asked(
-        where, "SELECT request_id, at_ms, status, substation, attempt, epoch, reason FROM transition ORDER BY number"
-    )
+    with looking_into(where) as database:
+        return histories_in(database)
+
+
+def histories_in(database):
+    """Every request's history, and the state that its row is in, by id."""
+    rows = database(
+        "SELECT request_id, at_ms, status, substation, attempt, epoch, reason FROM transition ORDER BY number"
+    ).fetchall()
     histories = collections.defaultdict(list)
     for request_id, at_ms, status, substation, attempt, epoch, reason in rows:
         histories[request_id].append(Transition(at_ms, Status(status), substation, attempt, epoch, reason))
-    return histories, dict(asked(where, "SELECT id, status FROM request"))
+    return histories, dict(database("SELECT id, status FROM request").fetchall())
+
+
+LET_THE_WAIT_PASS = "UPDATE request SET wait_until_ms = changed_at_ms - 1 WHERE id = ?"
 
 
 def let_the_wait_pass(where, request_id):
     """As if the request's `wait_until` had been reached."""
-    changed(where, "UPDATE request SET wait_until_ms = changed_at_ms - 1 WHERE id = ?", [request_id])
+    changed(where, LET_THE_WAIT_PASS, [request_id])
 
 
 def let_the_vehicle_leave(where, request_id):

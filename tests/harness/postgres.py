@@ -52,6 +52,9 @@ class Server:
     """A running server, its owner's password `PASSWORD`."""
 
     port: int
+    pid: int
+    home: Path
+    """The folder that is removed at the end."""
 
     def url(self, database: str = "postgres", user: str = OWNER, password: str = PASSWORD) -> str:
         return f"postgresql://{user}:{password}@127.0.0.1:{self.port}/{database}"
@@ -111,7 +114,7 @@ def running_postgres(programs: Programs, *settings: str) -> Iterator[Server]:
         with log_file.open("wb") as log:
             process = subprocess.Popen(**serve, stdout=log, stderr=log, start_new_session=True)
         try:
-            server = Server(port)
+            server = Server(port, process.pid, home)
             give_up_at = time.monotonic() + READY_WITHIN_S
             while psycopg.pq.PGconn.ping(server.url().encode()) != psycopg.pq.Ping.OK:
                 assert process.poll() is None, f"PostgreSQL ended: {log_file.read_text()[-2000:]}"
