@@ -1,8 +1,9 @@
-"""Parts that many tests share: one real RabbitMQ for all of them, started when the first one asks."""
+"""Parts that many tests share: one real RabbitMQ and one real PostgreSQL, each started when the first test asks."""
 
 import hypothesis
 import pytest
 from harness.broker import fresh_vhost, running_broker
+from harness.postgres import find_postgres, fresh_database, running_postgres
 
 from services.local.stack import free_ports
 
@@ -21,6 +22,18 @@ def broker(tmp_path_factory):
 def vhost(broker):
     with fresh_vhost(broker) as fresh:
         yield fresh
+
+
+@pytest.fixture(scope="session")
+def postgres():
+    with running_postgres(find_postgres()) as running:
+        yield running
+
+
+@pytest.fixture
+def postgres_url(postgres):
+    with fresh_database(postgres) as url:
+        yield url
 
 
 @pytest.fixture

@@ -12,7 +12,8 @@ from pathlib import Path
 from services.cli.checks import Check, misconfigured, note, ok, problem, with_cure
 from services.errors import Misconfigured
 from services.grid import load_grid
-from services.local.packages import CURES, can_unpack, locate_rabbitmq
+from services.local.packages import can_unpack
+from services.local.rabbitmq_programs import CURES, locate_rabbitmq
 from services.local.stack import cache_dir
 from services.settings import LocalSettings
 

@@ -1,6 +1,6 @@
 """What a substation may do with requests: claim them, end them, decline them."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import astuple
 from typing import Protocol
 
@@ -43,9 +43,16 @@ class Charging(Protocol):
         """
 
 
+def lock_substations(transaction: Transaction, substations: Iterable[str]) -> None:
+    """Hold the rows of substations, so that nobody else claims, ends, beats or takes over there meanwhile."""
+    transaction.execute(statements.LOCK_SUBSTATIONS, [[one] for one in sorted(set(substations))])
+
+
 def claim(transaction: Transaction, rows: list[Row]) -> list[Row]:
     """Claim rows of the hints' values; see `Charging.claim`."""
     hints = [row["values"] for row in rows]
+    lock_substations(transaction, (hint[2] for hint in hints))
+    transaction.execute(statements.LOCK_REQUESTS, [hint[:1] for hint in hints])
     _count(transaction, statements.COUNT_CLAIMS, transaction.execute(statements.CLAIM, hints), "claim_number")
     claimed = transaction.execute(statements.CLAIMED, [hint[:4] for hint in hints])
     if len(claimed) == len(rows):
@@ -56,6 +63,7 @@ def claim(transaction: Transaction, rows: list[Row]) -> list[Row]:
 
 def end(transaction: Transaction, rows: list[Row]) -> list[Row]:
     """End rows of the endings' values; see `Charging.end`."""
+    lock_substations(transaction, (row["values"][2] for row in rows))
     ended = transaction.execute(statements.END, [row["values"] for row in rows])
     _count(transaction, statements.COUNT_ENDS, ended, "end_number")
     return transaction.execute(statements.ENDED, [row["values"][:4] for row in rows])

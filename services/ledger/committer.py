@@ -10,13 +10,14 @@ from collections import deque
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from services.errors import LedgerUnavailable
 from services.logs import get_logger
 
 log = get_logger(__name__)
 
+Answer = TypeVar("Answer")
 Row = dict[str, Any]
 GROUP_MAX_ROWS = 2_000
 
@@ -32,7 +33,21 @@ class Driver(Protocol):
     """A database connection of one thread."""
 
     def run(self, work: Callable[[Transaction], None]) -> None:
-        """Run `work` in one transaction and commit; raises `LedgerUnavailable`, then nothing was written."""
+        """Run `work` in one transaction and commit; it may be run again where the database undid it.
+
+        Raises `LedgerUnavailable`: nothing was written, unless the connection was lost during the commit, which the
+        text says then.
+        """
+
+    def close(self) -> None:
+        """Give the connection back."""
+
+
+class Reader(Protocol):
+    """A database connection of one thread that changes nothing."""
+
+    def read(self, work: Callable[[Transaction], Answer]) -> Answer:
+        """Run `work` on one snapshot; raises `LedgerUnavailable`."""
 
     def close(self) -> None:
         """Give the connection back."""
@@ -171,6 +186,7 @@ class Committer:
         with self._wake:
             for one in group:
                 one.taken = not one.abandoned
+                one.answered = []
                 if one.taken:
                     by_kind.setdefault(one.operation.name, []).append(one)
         for same_kind in by_kind.values():

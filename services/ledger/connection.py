@@ -4,15 +4,16 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TypeVar
 
 from services.errors import LedgerUnavailable, Misconfigured
 from services.ledger import sqlite, statements
-from services.ledger.committer import Committer, Operation, Row, Transaction
+from services.ledger.committer import Answer, Committer, Driver, Operation, Reader, Row, Transaction
 
-Answer = TypeVar("Answer")
 SQLITE_SCHEME = "sqlite:///"
+POSTGRES_SCHEMES = ("postgresql://", "postgres://")
 READ_DEADLINE_S = 5.0
 RETRY_PAUSE_S = 0.5
 
@@ -20,7 +21,7 @@ RETRY_PAUSE_S = 0.5
 class LedgerConnection:
     """Where the three views of the ledger write and read."""
 
-    def __init__(self, committer: Committer, reader: sqlite.SqliteReader, thread: ThreadPoolExecutor) -> None:
+    def __init__(self, committer: Committer, reader: Reader, thread: ThreadPoolExecutor) -> None:
         self._committer = committer
         self._reader = reader
         self._thread = thread
@@ -54,10 +55,10 @@ async def open_ledger(
     `shared` tells that its users are on several hosts; a busy ledger is waited for. Raises `Misconfigured`
     for an address or a file that cannot be used, and for another speed or lease than the ledger's first user's.
     """
-    path = _sqlite_path(url, shared=shared)
-    await asyncio.to_thread(sqlite.prepare, path, startup_timeout_s)
-    committer = Committer(lambda: sqlite.SqliteDriver(path), observe_commit_s=observe_commit_s)
-    reader = sqlite.SqliteReader(path)
+    database = _database(url, shared=shared)
+    await asyncio.to_thread(database.prepare, startup_timeout_s)
+    committer = Committer(database.open_driver, observe_commit_s=observe_commit_s)
+    reader = database.open_reader()
     thread = ThreadPoolExecutor(1, "ledger-reader")
     try:
         connection = LedgerConnection(committer, reader, thread)
@@ -69,17 +70,45 @@ async def open_ledger(
         thread.shutdown(wait=False)
 
 
-def _sqlite_path(url: str, *, shared: bool) -> Path:
+@dataclass(frozen=True)
+class _Database:
+    """What the address chose."""
+
+    prepare: Callable[[float], None]
+    """Make the ledger where there is none, refuse what is none; waits so long [s]."""
+    open_driver: Callable[[], Driver]
+    open_reader: Callable[[], Reader]
+
+
+def _database(url: str, *, shared: bool) -> _Database:
+    if url.startswith(POSTGRES_SCHEMES):
+        # Here, because a SQLite ledger starts faster without.
+        from services.ledger import postgres, postgres_setup
+
+        address = postgres_setup.parse_address(url)
+        return _Database(
+            partial(postgres_setup.prepare, address),
+            lambda: postgres.PostgresDriver(address),
+            lambda: postgres.PostgresReader(address),
+        )
     if not url.startswith(SQLITE_SCHEME):
         raise Misconfigured(
             f"EVENLOAD_LEDGER_URL: {url.split('://', maxsplit=1)[0]!r} is no ledger this version knows: "
-            "give sqlite:///path/to/ledger.sqlite"
+            "give sqlite:///path/to/ledger.sqlite or postgresql://user:password@host:port/database"
         )
     if shared:
         raise Misconfigured(
             "EVENLOAD_LEDGER_URL names a SQLite file, but EVENLOAD_LEDGER_SHARED says that several hosts use it, "
-            "which would corrupt it: run all services on one host, or unset EVENLOAD_LEDGER_SHARED"
+            "which would corrupt it: name a PostgreSQL database, or run all services on one host "
+            "and unset EVENLOAD_LEDGER_SHARED"
         )
+    path = _sqlite_path(url)
+    return _Database(
+        partial(sqlite.prepare, path), lambda: sqlite.SqliteDriver(path), lambda: sqlite.SqliteReader(path)
+    )
+
+
+def _sqlite_path(url: str) -> Path:
     path = Path(url.removeprefix(SQLITE_SCHEME))
     if not path.name:
         raise Misconfigured(f"EVENLOAD_LEDGER_URL: {url!r} names no file: give sqlite:///path/to/ledger.sqlite")

@@ -118,7 +118,7 @@ FROM ({
         "CASE WHEN m.place <= m.connectors THEN 'resumed' ELSE 'declined' END",
     )
 }) AS r
-WHERE request.id = r.id AND request.status = 'charging' AND request.attempt = r.attempt
+WHERE request.id = r.id AND request.status || '' = 'charging' AND request.attempt = r.attempt
   AND request.epoch = r.old_epoch
 RETURNING request.id, request.status, request.reason
 """
@@ -129,7 +129,7 @@ SET status = r.status, reason = r.reason, interruptions = request.interruptions 
     substation = CASE WHEN r.status = 'accepted' THEN NULL ELSE request.substation END,
     wait_until_ms = CASE WHEN r.status = 'accepted' THEN {_WAIT_ANEW} ELSE request.wait_until_ms END
 FROM ({_interrupted("'accepted'", "'substation_lost'")}) AS r
-WHERE request.id = r.id AND request.status = 'charging' AND request.attempt = r.attempt
+WHERE request.id = r.id AND request.status || '' = 'charging' AND request.attempt = r.attempt
   AND request.epoch = r.old_epoch
 RETURNING request.id, request.status, request.reason
 """
@@ -155,7 +155,7 @@ UPDATE request
 SET status = 'accepted', reason = 'unclaimed', substation = NULL, changed_at_ms = {{now}},
     wait_until_ms = {_WAIT_ANEW}
 FROM {{rows: id, attempt}} AS r
-WHERE request.id = r.id AND request.status = 'assigned' AND request.attempt = r.attempt
+WHERE request.id = r.id AND request.status || '' = 'assigned' AND request.attempt = r.attempt
   AND NOT EXISTS (SELECT 1 FROM substation AS s WHERE s.id = request.substation AND s.epoch = request.bay_epoch)
 RETURNING request.id
 """
@@ -168,7 +168,7 @@ SET energy_delivered_j = CASE WHEN request.energy_delivered_j < r.delivered THEN
                               ELSE request.energy_delivered_j END,
     energy_granted_j = CASE WHEN request.energy_granted_j < r.wanted THEN r.wanted ELSE request.energy_granted_j END
 FROM {rows: id, attempt, substation, epoch, delivered, wanted} AS r
-WHERE request.id = r.id AND request.status = 'charging' AND request.attempt = r.attempt
+WHERE request.id = r.id AND request.status || '' = 'charging' AND request.attempt = r.attempt
   AND request.substation = r.substation AND request.epoch = r.epoch
   AND (request.energy_delivered_j < r.delivered OR request.energy_granted_j < r.wanted)
 RETURNING request.id
@@ -187,7 +187,7 @@ RETURNING request.id
 STAND_IN_BAYS = """
 UPDATE request SET bay_epoch = r.epoch
 FROM {rows: id, attempt, substation, epoch} AS r
-WHERE request.id = r.id AND request.status = 'assigned' AND request.attempt = r.attempt
+WHERE request.id = r.id AND request.status || '' = 'assigned' AND request.attempt = r.attempt
   AND request.substation = r.substation AND (request.bay_epoch IS NULL OR request.bay_epoch <> r.epoch)
 RETURNING request.id
 """

@@ -22,6 +22,8 @@ DIALECT = Dialect(
     rows=lambda columns: (
         f"(SELECT {', '.join(f'value->>{n} AS {name}' for n, name in enumerate(columns))} FROM json_each(:rows))"  # noqa: S608 (column names are the statements' own)
     ),
+    for_update="",  # who writes holds the only lock
+    parameter=r":\1",
 )
 
 _WRITER_PRAGMAS = (
@@ -141,7 +143,7 @@ def _refuse_foreign(path: Path) -> None:
         version = (
             connection.execute("SELECT value FROM meta WHERE name = 'schema_version'").fetchone() if ours else None
         )
-    schema.refuse_other_version(str(path), version[0] if version else None)
+    schema.refuse_other_version(str(path), version[0] if version else None, "file")
 
 
 def _create(path: Path) -> None:

@@ -1,8 +1,27 @@
 """The ledger's statements, in the intersection of SQLite's and PostgreSQL's dialects.
 
-Two holes are filled in by each driver: `{now}`, the database's clock [ms since the epoch], and `{rows: a, b}`, the
-rows of one JSON parameter (an array of arrays) as a table with the named columns. Each write is a compare-and-set
-for many rows at once: the rows it returns are those that changed.
+Three holes are filled in by each driver: `{now}`, the database's clock [ms since the epoch]; `{rows: a, b}`, the
+rows of one JSON parameter (an array of arrays) as a table with the named columns; `{for update}`, which locks what is
+found. Each write is a compare-and-set for many rows at once: the rows it returns are those that changed.
+
+SQLite lets one writer in at a time. PostgreSQL (READ COMMITTED) lets many in, and a statement sees what was committed
+when it began. Where its row has been changed since, it waits, then judges the row's new version by its own WHERE, but
+by nothing else: a subquery's counts and ranks are not looked up again. So:
+
+- ASSIGN, GIVE_BACK, WITHDRAW, EXPIRE, PROGRESS and FORGET look at nothing but the row and their parameters. Of two that
+  race for a row, the second finds another status or attempt, and does not change it. (An assignment that is
+  overtaken by EXPIRE: the row is past its wait whichever came first.)
+- CLAIM and END count and rank. LOCK_SUBSTATIONS goes before them, in a statement of its own, so that theirs begins, and
+  looks, when nobody else can claim, end, take over or beat at these substations. Rows still `assigned` may be
+  withdrawn, expired or given back by others: LOCK_REQUESTS holds a claim's candidates before they are ranked, so that
+  none drops out afterwards and leaves a gap in the numbers or a connector free.
+- ACCEPT waits for a rival with the same key to commit, and ACCEPTED, a new statement, sees what it wrote.
+
+PostgreSQL's planner takes a partial index wherever it can prove that its rows suffice, also one that means reading
+everything that is open, on old figures. What is asked by id therefore says `status || '' = …`: nothing is proved from
+that, and the index of the ids is left. The index of deadlines is EXPIRE's alone, by a condition that only it repeats.
+
+Locks are taken substations first, then requests, in order of their ids; who is in a ring all the same, is retried.
 """
 
 import functools
@@ -11,6 +30,39 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 _ROWS = re.compile(r"\{rows:([^}]*)\}")
+_PARAMETER = re.compile(r"(?<!:):([a-z_]+)")
+
+INTEGER_COLUMNS = frozenset(
+    {
+        "attempt",
+        "bays",
+        "claims_total",
+        "connectors",
+        "delivered",
+        "depart_by_ms",
+        "departs_at_ms",
+        "ends_total",
+        "energy_requested_j",
+        "epoch",
+        "forfeit",
+        "grant_s",
+        "limit_w",
+        "number",
+        "operative",
+        "places",
+        "power_max_w",
+        "priority",
+        "rated_w",
+        "released",
+        "renewals",
+        "stands_in_bay",
+        "total",
+        "until_ms",
+        "wait_max_ms",
+        "wanted",
+    }
+)
+"""The columns of `{rows: …}` that hold integers; all others hold text."""
 
 
 @dataclass(frozen=True)
@@ -19,6 +71,9 @@ class Dialect:
 
     now_ms: str
     rows: Callable[[tuple[str, ...]], str]
+    for_update: str
+    parameter: str
+    """How the parameter `\\1` is written."""
 
 
 @functools.cache
@@ -28,7 +83,8 @@ def render(statement: str, dialect: Dialect) -> str:
     def fill(match: re.Match[str]) -> str:
         return dialect.rows(tuple(column.strip() for column in match.group(1).split(",")))
 
-    return _ROWS.sub(fill, statement).replace("{now}", dialect.now_ms)
+    filled = _ROWS.sub(fill, statement).replace("{now}", dialect.now_ms).replace("{for update}", dialect.for_update)
+    return _PARAMETER.sub(dialect.parameter, filled)
 
 
 # --- what every service does at its start ------------------------------------------------------------------------
@@ -181,7 +237,7 @@ WHERE status IN ('completed', 'stopped', 'cancelled', 'expired', 'failed') GROUP
 WAITING_NAMED = """
 SELECT q.id, q.attempt, q.power_max_w, q.zone
 FROM {rows: id, attempt} AS r JOIN request AS q ON q.id = r.id
-WHERE q.status = 'accepted' AND q.attempt = r.attempt AND q.wait_until_ms > {now}
+WHERE q.status || '' = 'accepted' AND q.attempt = r.attempt AND q.wait_until_ms > {now}
 ORDER BY q.priority DESC, q.wait_until_ms, q.arrival
 """
 WAITING_FIRST = """
@@ -196,22 +252,22 @@ UPDATE request
 SET status = 'assigned', reason = 'dispatched', attempt = request.attempt + 1, substation = r.substation,
     bay_epoch = NULL, decision = r.decision, changed_at_ms = {now}
 FROM {rows: id, attempt, substation, decision} AS r
-WHERE request.id = r.id AND request.status = 'accepted' AND request.attempt = r.attempt
+WHERE request.id = r.id AND request.status || '' = 'accepted' AND request.attempt = r.attempt
   AND request.wait_until_ms > {now}
-RETURNING id
+RETURNING request.id
 """
 GIVE_BACK = """
 UPDATE request
 SET status = 'accepted', reason = r.reason, substation = NULL, changed_at_ms = {now}
 FROM {rows: id, attempt, substation, reason} AS r
-WHERE request.id = r.id AND request.status = 'assigned' AND request.attempt = r.attempt
+WHERE request.id = r.id AND request.status || '' = 'assigned' AND request.attempt = r.attempt
   AND request.substation = r.substation
-RETURNING id
+RETURNING request.id
 """
 EXPIRE = """
 UPDATE request
 SET status = 'expired', reason = 'waited_too_long', changed_at_ms = {now}
-WHERE status IN ('accepted', 'assigned') AND wait_until_ms <= {now}
+WHERE status IN ('accepted', 'assigned') AND wait_until_ms > 0 AND wait_until_ms <= {now}
 RETURNING id
 """
 FORGET = """
@@ -263,12 +319,18 @@ SELECT 'assigned where nobody is', q.id, 30 FROM request AS q JOIN substation AS
 WHERE q.status = 'assigned' AND s.left_at_ms IS NOT NULL
 UNION ALL
 SELECT 'waiting past its time', id, 30 FROM request
-WHERE status IN ('accepted', 'assigned') AND wait_until_ms <= {now}
+WHERE status IN ('accepted', 'assigned') AND wait_until_ms > 0 AND wait_until_ms <= {now}
 LIMIT 100
 """
 
 # --- what substations do ----------------------------------------------------------------------------------------
 
+LOCK_SUBSTATIONS = """
+SELECT s.id FROM substation AS s WHERE s.id IN (SELECT id FROM {rows: id} AS r) ORDER BY s.id {for update}
+"""
+LOCK_REQUESTS = """
+SELECT q.id FROM request AS q WHERE q.id IN (SELECT id FROM {rows: id} AS r) ORDER BY q.id {for update}
+"""
 CLAIM = """
 UPDATE request
 SET status = 'charging', reason = 'claimed', epoch = r.epoch, claim_number = r.claims_total + r.place,
@@ -286,29 +348,29 @@ FROM (
     FROM {rows: id, attempt, substation, epoch, places, grant_s, stands_in_bay} AS c
     JOIN request AS q ON q.id = c.id
     JOIN substation AS s ON s.id = c.substation
-    WHERE q.status = 'assigned' AND q.attempt = c.attempt AND q.substation = c.substation AND s.epoch = c.epoch
+    WHERE q.status || '' = 'assigned' AND q.attempt = c.attempt AND q.substation = c.substation AND s.epoch = c.epoch
       AND s.released = 0 AND s.operative = 1 AND q.stop_asked = 0 AND q.wait_until_ms > {now}
 ) AS r
-WHERE request.id = r.id AND request.status = 'assigned' AND request.attempt = r.attempt
+WHERE request.id = r.id AND request.status || '' = 'assigned' AND request.attempt = r.attempt
   AND r.place <= r.places AND r.place <= r.connectors_free
-RETURNING id, substation, claim_number
+RETURNING request.id, request.substation, request.claim_number
 """
 CLAIMED = """
 SELECT q.id, q.attempt, q.substation, q.epoch, q.claim_number, q.power_max_w, q.energy_requested_j,
        q.energy_delivered_j, q.energy_granted_j, q.departs_at_ms - {now} AS departs_in_ms, q.stop_asked
 FROM {rows: id, attempt, substation, epoch} AS r JOIN request AS q ON q.id = r.id
-WHERE q.status = 'charging' AND q.attempt = r.attempt AND q.substation = r.substation AND q.epoch = r.epoch
+WHERE q.status || '' = 'charging' AND q.attempt = r.attempt AND q.substation = r.substation AND q.epoch = r.epoch
 ORDER BY q.claim_number
 """
 HELD = """
 SELECT q.id, q.attempt
 FROM {rows: id, attempt, substation} AS r JOIN request AS q ON q.id = r.id
-WHERE q.status = 'assigned' AND q.attempt = r.attempt AND q.substation = r.substation AND q.wait_until_ms > {now}
+WHERE q.status || '' = 'assigned' AND q.attempt = r.attempt AND q.substation = r.substation AND q.wait_until_ms > {now}
 ORDER BY q.priority DESC, q.wait_until_ms, q.arrival
 """
 COUNT_CLAIMS = """
 UPDATE substation SET claims_total = r.total FROM {rows: id, total} AS r
-WHERE substation.id = r.id AND substation.claims_total < r.total RETURNING id
+WHERE substation.id = r.id AND substation.claims_total < r.total RETURNING substation.id
 """
 END = """
 UPDATE request
@@ -323,18 +385,19 @@ FROM (
     FROM {rows: id, attempt, substation, epoch, status, reason, delivered} AS c
     JOIN request AS q ON q.id = c.id
     JOIN substation AS s ON s.id = c.substation
-    WHERE q.status = 'charging' AND q.attempt = c.attempt AND q.substation = c.substation AND q.epoch = c.epoch
+    WHERE q.status || '' = 'charging' AND q.attempt = c.attempt AND q.substation = c.substation AND q.epoch = c.epoch
       AND s.epoch = c.epoch
 ) AS r
-WHERE request.id = r.id AND request.status = 'charging' AND request.attempt = r.attempt AND request.epoch = r.epoch
-RETURNING id, substation, end_number
+WHERE request.id = r.id AND request.status || '' = 'charging' AND request.attempt = r.attempt
+  AND request.epoch = r.epoch
+RETURNING request.id, request.substation, request.end_number
 """
 ENDED = """
 SELECT q.id, q.end_number
 FROM {rows: id, attempt, substation, epoch} AS r JOIN request AS q ON q.id = r.id
-WHERE q.end_number IS NOT NULL AND q.attempt = r.attempt AND q.substation = r.substation AND q.epoch = r.epoch
+WHERE COALESCE(q.end_number, 0) > 0 AND q.attempt = r.attempt AND q.substation = r.substation AND q.epoch = r.epoch
 """
 COUNT_ENDS = """
 UPDATE substation SET ends_total = r.total FROM {rows: id, total} AS r
-WHERE substation.id = r.id AND substation.ends_total < r.total RETURNING id
+WHERE substation.id = r.id AND substation.ends_total < r.total RETURNING substation.id
 """

@@ -1,4 +1,4 @@
-"""Unpacks a private copy of RabbitMQ from the distribution's own packages: no root rights, nothing installed."""
+"""Unpacks private copies of programs from the distribution's own packages: no root rights, nothing installed."""
 
 import contextlib
 import fcntl
@@ -8,42 +8,31 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from services.errors import Misconfigured
 
-CURES = (
-    "install RabbitMQ (Debian: apt install rabbitmq-server), or name a running broker in EVENLOAD_AMQP_URL, "
-    "or run this on a Debian-like system with access to its package archive"
-)
-_OWN_COPY_PREFIXES = ("erlang-", "rabbitmq-server")
 _LONGEST_STEP_S = 600
-_ERLANG_ROOT = "/usr/lib/erlang"
 
 Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
-class RabbitInstallation:
-    """Where RabbitMQ's programs are, and the environment they need."""
+class PackageSet:
+    """What is fetched and unpacked together."""
 
-    server: Path
-    epmd: Path
-    environment: dict[str, str] = field(default_factory=dict)
-
-
-def find_rabbitmq(cache: Path, say: Say, environment: Mapping[str, str] | None = None) -> RabbitInstallation:
-    """The installed RabbitMQ, else a private copy in `cache`, unpacked there once by children with `environment`.
-
-    Raises `Misconfigured` with the cause and the cures where neither can be had.
-    """
-    return locate_rabbitmq(cache) or _unpack(cache, say, environment or {})
-
-
-def locate_rabbitmq(cache: Path) -> RabbitInstallation | None:
-    """The installed RabbitMQ, else the copy that was unpacked into `cache` before, else None."""
-    return _installed() or _unpacked(_copy_dir(cache))
+    title: str
+    package: str
+    """Its main package, whose dependencies come along."""
+    cures: str
+    """What to do where it cannot be had, for the end of a message."""
+    own_copies: tuple[str, ...]
+    """Beginnings of the names that are fetched even where this system has them installed."""
+    is_wanted: Callable[[str], bool] = lambda _name: True
+    """Whether a package that this system lacks is needed to run it."""
+    relocate: Callable[[Path, Path], None] = lambda _root, _final: None
+    """Mends an unpacked root for the folder that it will lie in."""
 
 
 def can_unpack() -> bool:
@@ -51,67 +40,77 @@ def can_unpack() -> bool:
     return bool(shutil.which("apt-get") and shutil.which("dpkg"))
 
 
-def _installed() -> RabbitInstallation | None:
-    """An installed server script; not the wrapper on the PATH, which insists on another user."""
-    epmd = shutil.which("epmd") or _first(Path(_ERLANG_ROOT), "erts-*/bin/epmd")
-    candidates = [
-        _first(Path("/usr/lib/rabbitmq/lib"), "rabbitmq_server-*/sbin/rabbitmq-server"),
-        _first(Path("/opt/homebrew/opt/rabbitmq"), "sbin/rabbitmq-server"),
-        _first(Path("/usr/local/opt/rabbitmq"), "sbin/rabbitmq-server"),
-    ]
-    server = next((one for one in candidates if one), None)
-    if server is None or epmd is None or shutil.which("erl") is None:
-        return None
-    return RabbitInstallation(server, Path(epmd))
-
-
-def _copy_dir(cache: Path) -> Path:
+def copy_dir(cache: Path, name: str) -> Path:
+    """Where in `cache` the copy of a set for this system lies."""
     release = platform.freedesktop_os_release() if Path("/etc/os-release").exists() else {}
     system = release.get("VERSION_CODENAME") or release.get("ID") or platform.system().lower()
-    return cache / f"rabbitmq-{system}-{platform.machine()}"
+    return cache / f"{name}-{system}-{platform.machine()}"
 
 
-def _unpacked(copy: Path) -> RabbitInstallation | None:
-    server = _first(copy, "usr/lib/rabbitmq/lib/rabbitmq_server-*/sbin/rabbitmq-server")
-    epmd = _first(copy, "usr/lib/erlang/erts-*/bin/epmd")
-    if server is None or epmd is None:
-        return None
-    libraries = [str(one) for one in sorted(copy.glob("usr/lib/*-linux-*")) + sorted(copy.glob("lib/*-linux-*"))]
-    return RabbitInstallation(
-        server,
-        epmd,
-        {
-            "PATH": f"{copy}{_ERLANG_ROOT}/bin:{copy}/usr/bin:{os.environ.get('PATH', '/usr/bin:/bin')}",
-            "LD_LIBRARY_PATH": ":".join(libraries),
-        },
-    )
+def libraries(copy: Path) -> str:
+    """The copy's own shared libraries, as LD_LIBRARY_PATH wants them."""
+    return ":".join(str(one) for one in sorted(copy.glob("usr/lib/*-linux-*")) + sorted(copy.glob("lib/*-linux-*")))
 
 
-def _unpack(cache: Path, say: Say, environment: Mapping[str, str]) -> RabbitInstallation:
+def unpack(
+    packages: PackageSet, copy: Path, is_whole: Callable[[], bool], say: Say, environment: Mapping[str, str]
+) -> None:
+    """Fetch and unpack a set into `copy`, unless that `is_whole`, by children with `environment`.
+
+    Raises `Misconfigured` with the cause and the cures.
+    """
     if not can_unpack():
-        raise Misconfigured(f"there is no RabbitMQ here, and no apt-get to unpack one with: {CURES}")
-    copy = _copy_dir(cache)
+        raise Misconfigured(f"there is no {packages.title} here, and no apt-get to unpack one with: {packages.cures}")
+    cache = copy.parent
     with _locked(cache):
         # Somebody else may have unpacked it while this process waited for the lock.
-        if _unpacked(copy) is None:
-            for stale in cache.glob("unpacking-*"):  # of a process that was killed
-                shutil.rmtree(stale, ignore_errors=True)
-            with tempfile.TemporaryDirectory(dir=cache, prefix="unpacking-") as scratch:
-                _fetch(Path(scratch), say, environment)
-                root = Path(scratch) / "root"
-                for package in sorted(Path(scratch).glob("*.deb")):
-                    _step(["dpkg", "-x", str(package), str(root)], "unpacking RabbitMQ", Path(scratch), environment)
-                _relocate_erlang(root, copy)
-                shutil.rmtree(copy, ignore_errors=True)
-                root.rename(copy)
-    installation = _unpacked(copy)
-    if installation is None:
-        raise Misconfigured(f"the packages of this system hold no RabbitMQ where it is expected: {CURES}")
-    return installation
+        if is_whole():
+            return
+        for stale in cache.glob("unpacking-*"):  # of a process that was killed
+            shutil.rmtree(stale, ignore_errors=True)
+        with tempfile.TemporaryDirectory(dir=cache, prefix="unpacking-") as scratch:
+            work = _Work(packages, Path(scratch), environment)
+            _fetch(work, say)
+            root = Path(scratch) / "root"
+            for package in sorted(Path(scratch).glob("*.deb")):
+                work.step(["dpkg", "-x", str(package), str(root)], f"unpacking {packages.title}")
+            packages.relocate(root, copy)
+            shutil.rmtree(copy, ignore_errors=True)
+            root.rename(copy)
 
 
-def _fetch(scratch: Path, say: Say, environment: Mapping[str, str]) -> None:
-    """Download RabbitMQ, its Erlang, and whatever else of its dependencies this system lacks."""
+@dataclass(frozen=True)
+class _Work:
+    packages: PackageSet
+    scratch: Path
+    environment: Mapping[str, str]
+
+    def step(self, command: list[str], what: str) -> str:
+        """Run one command; returns what it printed."""
+        cures = self.packages.cures
+        try:
+            done = subprocess.run(  # noqa: S603 (our own arguments)
+                command,
+                cwd=self.scratch,
+                env={**os.environ, **self.environment, "LC_ALL": "C.UTF-8", "DEBIAN_FRONTEND": "noninteractive"},
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                text=True,
+                timeout=_LONGEST_STEP_S,
+                check=False,
+            )
+        except subprocess.TimeoutExpired:
+            raise Misconfigured(f"{what} took more than {_LONGEST_STEP_S} s: {cures}") from None
+        if done.returncode != 0:
+            faults = [line for line in done.stderr.splitlines() if line.startswith(("E:", "Err", "dpkg"))]
+            fault = (faults or [done.stderr.strip()[-300:] or "no message"])[0]
+            raise Misconfigured(f"{what} failed ({fault}): {cures}")
+        return done.stdout
+
+
+def _fetch(work: _Work, say: Say) -> None:
+    """Download the set's own copies, and whatever else of its dependencies this system lacks."""
+    packages, scratch = work.packages, work.scratch
     empty = scratch / "empty-status"
     empty.touch()
     for folder in ("lists/partial", "cache/archives/partial", "log"):
@@ -121,50 +120,20 @@ def _fetch(scratch: Path, say: Say, environment: Mapping[str, str]) -> None:
     apt += ["-o", "Acquire::Languages=none", "-o", "APT::Update::Post-Invoke::=true"]
     apt += ["-o", "Acquire::Retries=3", "-o", "APT::Update::Error-Mode=any"]
     say("fetching the package lists (private copies, nothing is installed)")
-    _step([*apt, "update"], "fetching package lists", scratch, environment)
-    plan = [*apt, "install", "--no-install-recommends", "--print-uris", "-qq", "rabbitmq-server"]
-    missing = _planned(_step(plan, "planning RabbitMQ's packages", scratch, environment))
-    everything = _planned(
-        _step([*plan, "-o", f"Dir::State::status={empty}"], "planning RabbitMQ's packages", scratch, environment)
-    )
-    # The Erlang of an unpacked copy looks for its parts beside itself, never in the system.
-    wanted = missing | {name for name in everything if name.startswith(_OWN_COPY_PREFIXES)}
-    say(f"fetching RabbitMQ and Erlang ({len(wanted)} packages)")
-    _step([*apt, "download", *sorted(wanted)], "fetching packages", scratch, environment)
+    work.step([*apt, "update"], "fetching package lists")
+    planning = f"planning {packages.title}'s packages"
+    plan = [*apt, "install", "--no-install-recommends", "--print-uris", "-qq", packages.package]
+    missing = _planned(work.step(plan, planning))
+    everything = _planned(work.step([*plan, "-o", f"Dir::State::status={empty}"], planning))
+    own_copies = {name for name in everything if name.startswith(packages.own_copies)}
+    wanted = {name for name in missing | own_copies if packages.is_wanted(name)}
+    say(f"fetching {packages.title} ({len(wanted)} packages)")
+    work.step([*apt, "download", *sorted(wanted)], "fetching packages")
 
 
 def _planned(uris: str) -> set[str]:
     """Package names out of lines like `'address' name_version_arch.deb size hash`."""
     return {line.split()[1].split("_")[0] for line in uris.splitlines() if line.startswith("'")}
-
-
-def _relocate_erlang(root: Path, final: Path) -> None:
-    """Erlang's start scripts name their root; it becomes the folder they will lie in."""
-    erlang = root / _ERLANG_ROOT.lstrip("/")
-    for script in (*erlang.glob("bin/*"), *erlang.glob("erts-*/bin/*")):
-        if script.name in ("erl", "start", "start_erl") and script.is_file() and not script.is_symlink():
-            own_root = os.fsencode(final) + _ERLANG_ROOT.encode()
-            script.write_bytes(script.read_bytes().replace(_ERLANG_ROOT.encode(), own_root))
-
-
-def _step(command: list[str], what: str, cwd: Path, environment: Mapping[str, str]) -> str:
-    try:
-        done = subprocess.run(  # noqa: S603 (our own arguments)
-            command,
-            cwd=cwd,
-            env={**os.environ, **environment, "LC_ALL": "C.UTF-8", "DEBIAN_FRONTEND": "noninteractive"},
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=_LONGEST_STEP_S,
-            check=False,
-        )
-    except subprocess.TimeoutExpired:
-        raise Misconfigured(f"{what} took more than {_LONGEST_STEP_S} s: {CURES}") from None
-    if done.returncode != 0:
-        faults = [line for line in done.stderr.splitlines() if line.startswith(("E:", "Err", "dpkg"))]
-        raise Misconfigured(f"{what} failed ({(faults or [done.stderr.strip()[-300:] or 'no message'])[0]}): {CURES}")
-    return done.stdout
 
 
 @contextlib.contextmanager
@@ -179,7 +148,3 @@ def _locked(cache: Path) -> Iterator[None]:
         yield
     finally:
         os.close(lock)
-
-
-def _first(folder: Path, pattern: str) -> Path | None:
-    return next(iter(sorted(folder.glob(pattern), reverse=True)), None)

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from services.broker import topology
-from services.local.packages import RabbitInstallation
 from services.local.process import ProcessSpec
+from services.local.rabbitmq_programs import RabbitInstallation
 
 HOST = "127.0.0.1"
 MEMORY_WATERMARK = "1GB"

@@ -21,9 +21,9 @@ from services.errors import Misconfigured
 from services.grid import Grid, load_grid
 from services.local import leftovers
 from services.local.first_look import until_seen
-from services.local.packages import find_rabbitmq
 from services.local.process import ProcessSpec
 from services.local.rabbitmq import HOST, BrokerPorts, PrivateBroker, prepare_broker
+from services.local.rabbitmq_programs import find_rabbitmq
 from services.local.supervisor import Say, StackEnded, Supervisor
 from services.settings import LocalSettings
 

@@ -1,12 +1,12 @@
 """Ledgers for the contract tests; whatever a test did, every history must be sound afterwards."""
 
-import contextlib
-import sqlite3
+from functools import partial
 
 import pytest
 from harness.ledger import (
     Ledger,
     all_histories,
+    changed,
     opened,
     registration,
 )
@@ -14,10 +14,15 @@ from harness.ledger import (
 from services.ledger.states import Reason, faults
 
 
+@pytest.fixture(params=["sqlite", "postgres"])
+def where(request, tmp_path):
+    """Where an empty ledger may be made: a SQLite file, then the address of a PostgreSQL database."""
+    return tmp_path / "new" / "ledger.sqlite" if request.param == "sqlite" else request.getfixturevalue("postgres_url")
+
+
 @pytest.fixture
-def path(tmp_path):
+def path(where):
     """Where the ledger lies; whatever a test did to it, its histories must be sound afterwards."""
-    where = tmp_path / "ledger.sqlite"
     yield where
     histories, last = all_histories(where)
     assert histories.keys() == last.keys()
@@ -32,11 +37,7 @@ def path(tmp_path):
 def execute(path):
     """Changes the ledger behind everybody's back."""
 
-    def run(statement, *parameters):
-        with contextlib.closing(sqlite3.connect(path)) as database, database:
-            database.execute(statement, parameters)
-
-    return run
+    return partial(changed, path)
 
 
 @pytest.fixture

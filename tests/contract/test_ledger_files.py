@@ -18,6 +18,11 @@ from services.ledger.schema import VERSION
 from services.ledger.states import Status
 
 
+@pytest.fixture
+def where(tmp_path):
+    return tmp_path / "ledger.sqlite"
+
+
 async def refusal(*args, **changes):
     with pytest.raises(Misconfigured) as caught:
         async with opened(*args, **changes):

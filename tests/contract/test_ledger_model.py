@@ -1,30 +1,36 @@
-"""Random walks over the real SQLite ledger beside a model of its promises: every answer and every row must agree."""
+"""Random walks over a real ledger beside a model of its promises: every answer and every row must agree."""
 
 import asyncio
 import contextlib
 import copy
-import fcntl
 import itertools
-import sqlite3
 import tempfile
+import threading
 import time
 from pathlib import Path
 from typing import NamedTuple
 
-from harness.ledger import HOLDER, SOON_MS, Ledger, all_histories, let_the_wait_pass
+from harness.ledger import HOLDER, LET_THE_WAIT_PASS, SOON_MS, Ledger, histories_in, looking_into, url_of
 from harness.ledger_model import CONNECTORS, REQUESTED_J, WAITING, LedgerModel, PlainLedger
+from harness.postgres import fresh_database
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 
 from services.ledger.committer import Operation
 from services.ledger.connection import open_ledger
-from services.ledger.sqlite import lock_path
 from services.ledger.states import TERMINAL, Reason, Status, faults
 
 NORTH, SOUTH = "north", "south"
 NEVER_MS = 1_000_000_000
-IDLE = Operation("idle", "id", lambda _transaction, _rows: [])
+PATIENCE_S = 20
 
 
 class Wrong(NamedTuple):
@@ -60,10 +66,10 @@ class LedgerMachine(RuleBasedStateMachine):
         self.commits = 0
         self.names = (f"r{number}" for number in itertools.count())
         self.stack = contextlib.ExitStack()
-        self.path = Path(self.stack.enter_context(tempfile.TemporaryDirectory())) / "ledger.sqlite"
+        self.path = self.stack.enter_context(self.new_ledger())
         self.runner = self.stack.enter_context(asyncio.Runner())
         self.opened = open_ledger(
-            f"sqlite:///{self.path}",
+            url_of(self.path),
             shared=False,
             speed=60,
             lease_s=5,
@@ -73,7 +79,11 @@ class LedgerMachine(RuleBasedStateMachine):
         self.connection = self.runner.run(self.opened.__aenter__())
         self.stack.callback(lambda: self.runner.run(self.opened.__aexit__(None, None, None)))
         self.real = PlainLedger(self.connection)
-        self.database = self.stack.enter_context(contextlib.closing(sqlite3.connect(self.path)))
+        self.database = self.stack.enter_context(looking_into(self.path))
+
+    def new_ledger(self):
+        """A context that gives a place for a ledger."""
+        raise NotImplementedError
 
     def teardown(self):
         self.stack.close()
@@ -99,7 +109,7 @@ class LedgerMachine(RuleBasedStateMachine):
                 assert row.wait_until_ms > time.time() * 1000 + SOON_MS / 2
 
     def wait_until_ms(self, request_id):
-        [[wait_until_ms]] = self.database.execute("SELECT wait_until_ms FROM request WHERE id = ?", [request_id])
+        [[wait_until_ms]] = self.database("SELECT wait_until_ms FROM request WHERE id = ?", [request_id])
         return wait_until_ms
 
     def race(self, *calls):
@@ -116,16 +126,21 @@ class LedgerMachine(RuleBasedStateMachine):
 
     async def _in_one_commit(self, calls):
         committer = self.connection._committer
-        with lock_path(self.path).open() as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            first = asyncio.create_task(self.connection.write(IDLE, [{"id": 0}]))
+        has_begun, may_end = threading.Event(), threading.Event()
+
+        def idle(_transaction, _rows):
+            has_begun.set()
+            assert may_end.wait(PATIENCE_S)
+            return []
+
+        before = self.commits
+        first = asyncio.create_task(self.connection.write(Operation("idle", "id", idle), [{"id": 0}]))
+        while not has_begun.is_set():
             await asyncio.sleep(0)
-            while committer._pending:  # until the writer has it, and waits for the lock
-                await asyncio.sleep(0)
-            before = self.commits
-            tasks = [asyncio.create_task(getattr(self.real, name)(*arguments)) for name, *arguments in calls]
-            while len(committer._pending) < len(calls):
-                await asyncio.sleep(0)
+        tasks = [asyncio.create_task(getattr(self.real, name)(*arguments)) for name, *arguments in calls]
+        while len(committer._pending) < len(calls):
+            await asyncio.sleep(0)
+        may_end.set()
         answers = await asyncio.gather(*tasks)
         await first
         assert self.commits == before + 2
@@ -245,7 +260,7 @@ class LedgerMachine(RuleBasedStateMachine):
     def let_the_wait_pass(self, request_id):
         row = self.model.rows.get(request_id)
         if row is not None and row.status not in TERMINAL:
-            let_the_wait_pass(self.path, request_id)
+            self.database(LET_THE_WAIT_PASS, [request_id])
             row.has_waited_too_long = True
 
     @rule()
@@ -363,7 +378,7 @@ class LedgerMachine(RuleBasedStateMachine):
 
     @invariant()
     def every_row_and_every_history_is_the_models(self):
-        rows = self.database.execute(
+        rows = self.database(
             "SELECT id, status, attempt, substation, epoch, energy_delivered_j, energy_granted_j, interruptions,"
             " stop_asked FROM request ORDER BY id"
         ).fetchall()
@@ -374,7 +389,7 @@ class LedgerMachine(RuleBasedStateMachine):
             )
             for _, row in sorted(self.model.rows.items())
         ]
-        histories, _ = all_histories(self.path)
+        histories, _ = histories_in(self.database)
         for request_id, history in histories.items():
             assert faults(history) == []
             assert [
@@ -382,17 +397,37 @@ class LedgerMachine(RuleBasedStateMachine):
             ] == self.model.rows[request_id].history
 
 
-# Always the same walks: a test that fails now and then is believed by nobody.
-LedgerMachine.TestCase.settings = settings(
-    max_examples=100,
-    stateful_step_count=40,
-    derandomize=True,
-    database=None,
-    deadline=None,
-    phases=[Phase.generate, Phase.shrink],
-    suppress_health_check=[HealthCheck.too_slow],
-)
+class SqliteMachine(LedgerMachine):
+    @contextlib.contextmanager
+    def new_ledger(self):
+        with tempfile.TemporaryDirectory() as folder:
+            yield Path(folder) / "ledger.sqlite"
 
 
-class TestLedgerWalks(LedgerMachine.TestCase):
-    pass
+class PostgresMachine(LedgerMachine):
+    server = None
+
+    def new_ledger(self):
+        return fresh_database(self.server)
+
+
+def walks(count):
+    """Always the same: a test that fails now and then is believed by nobody."""
+    return settings(
+        max_examples=count,
+        stateful_step_count=40,
+        derandomize=True,
+        database=None,
+        deadline=None,
+        phases=[Phase.generate, Phase.shrink],
+        suppress_health_check=[HealthCheck.too_slow],
+    )
+
+
+def test_walks_on_sqlite():
+    run_state_machine_as_test(SqliteMachine, settings=walks(100))
+
+
+def test_walks_on_postgresql(postgres):
+    PostgresMachine.server = postgres
+    run_state_machine_as_test(PostgresMachine, settings=walks(25))

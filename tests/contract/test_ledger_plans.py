@@ -19,6 +19,11 @@ ON_REQUESTS = sorted(
 )
 
 
+@pytest.fixture
+def where(tmp_path):
+    return tmp_path / "ledger.sqlite"
+
+
 PARTIAL_INDEXES = "waiting|open|assigned|charging|ended|deadline|terminal"
 
 

@@ -81,8 +81,7 @@ async def test_of_concurrent_ends_exactly_one_wins_and_the_numbers_have_no_gap(l
     assert sorted(number for _, number in ends) == list(range(1, len(MANY) + 1))
 
 
-async def test_two_processes_that_make_the_same_ledger_at_once_share_it(tmp_path):
-    where = tmp_path / "new" / "ledger.sqlite"
+async def test_two_processes_that_make_the_same_ledger_at_once_share_it(where):
     async with contextlib.AsyncExitStack() as stack:
         connections = await asyncio.gather(*(stack.enter_async_context(opened(where)) for _ in range(4)))
         await Ledger(connections[0]).accepted("r")

@@ -1,10 +1,7 @@
 """The waiting room as the ledger keeps it: who is claimed first, positions, the outlook, and what is forgotten."""
 
-import contextlib
-import sqlite3
-
 import pytest
-from harness.ledger import SOON_MS, Ledger, ending, let_the_wait_pass, new_request, registration
+from harness.ledger import SOON_MS, Ledger, asked, changed, ending, let_the_wait_pass, new_request, registration
 
 from services.ledger.records import Assignment, Place
 from services.messages import Hint
@@ -100,8 +97,7 @@ async def test_the_outlook_has_everybody_once_and_who_waits_in_order(ledger):
 
 async def test_the_outlook_has_recent_sessions_with_their_length(ledger, path):
     await ledger.claimed("r")
-    with contextlib.closing(sqlite3.connect(path)) as database, database:
-        database.execute("UPDATE request SET claimed_at_ms = claimed_at_ms - 60000")
+    changed(path, "UPDATE request SET claimed_at_ms = claimed_at_ms - 60000")
     await ledger.charging.end([ending("r", delivered_j=5_000)])
     await ledger.accepted("gone")
     await ledger.intake.withdraw("gone")
@@ -110,8 +106,7 @@ async def test_the_outlook_has_recent_sessions_with_their_length(ledger, path):
 
     assert (one.delivered_j, one.power_max_w) == (5_000, 11_000)
     assert 60_000 <= one.took_ms < 120_000
-    with contextlib.closing(sqlite3.connect(path)) as database, database:
-        database.execute("UPDATE request SET changed_at_ms = changed_at_ms - ?", [2 * SOON_MS])
+    changed(path, "UPDATE request SET changed_at_ms = changed_at_ms - ?", [2 * SOON_MS])
     assert (await outlook(ledger)).recent_ends == ()
 
 
@@ -121,15 +116,13 @@ async def test_what_ended_long_ago_is_forgotten_with_its_history_and_key(ledger,
     await ledger.accepted("new")
     await ledger.intake.withdraw("old")
     await ledger.intake.withdraw("new")
-    with contextlib.closing(sqlite3.connect(path)) as database, database:
-        database.execute("UPDATE request SET changed_at_ms = changed_at_ms - 5000 WHERE id IN ('old', 'open')")
+    changed(path, "UPDATE request SET changed_at_ms = changed_at_ms - 5000 WHERE id IN ('old', 'open')")
 
     assert await ledger.sweeping.forget(4_000, 100) == 1
 
     assert await ledger.intake.request("old") is None
     assert [await ledger.status(one) for one in ("open", "new")] == ["accepted", "cancelled"]
-    with contextlib.closing(sqlite3.connect(path)) as database:
-        assert database.execute("SELECT count(*) FROM transition WHERE request_id = 'old'").fetchone() == (0,)
+    assert asked(path, "SELECT number FROM transition WHERE request_id = 'old'") == []
     [again] = await ledger.intake.accept([new_request("again", idempotency_key="k", body_hash="h")])
     assert again.request_id == "again"
 

@@ -18,8 +18,8 @@ from pathlib import Path
 
 from services.broker import topology
 from services.local import leftovers
-from services.local.packages import find_rabbitmq
 from services.local.rabbitmq import MEMORY_WATERMARK, BrokerPorts, PrivateBroker, prepare_broker
+from services.local.rabbitmq_programs import find_rabbitmq
 from services.local.stack import cache_dir, free_ports
 from services.settings import LocalSettings
 

@@ -5,6 +5,8 @@ import contextlib
 import sqlite3
 from dataclasses import replace
 
+import psycopg
+
 from services.ledger.charging import LedgerCharging
 from services.ledger.connection import open_ledger
 from services.ledger.dispatch import LedgerDispatch
@@ -97,36 +99,69 @@ def registration(substation="north", **changes):
     return replace(Registration(substation, None, 380_000, 304_000, 40, 10, "http://127.0.0.1:1"), **changes)
 
 
-def opened(path, *, speed=60.0, shared=False):
+def url_of(where):
+    """The address of a ledger, given as a SQLite file or as an address."""
+    return where if isinstance(where, str) else f"sqlite:///{where}"
+
+
+def opened(where, *, speed=60.0, shared=False, startup_timeout_s=5):
     return open_ledger(
-        f"sqlite:///{path}",
+        url_of(where),
         shared=shared,
         speed=speed,
         lease_s=5.0,
-        startup_timeout_s=5,
+        startup_timeout_s=startup_timeout_s,
         observe_commit_s=lambda _seconds: None,
     )
 
 
-def all_histories(path):
-    with contextlib.closing(sqlite3.connect(path)) as database:
-        rows = database.execute(
-            "SELECT request_id, at_ms, status, substation, attempt, epoch, reason FROM transition ORDER BY number"
-        ).fetchall()
-        last = dict(database.execute("SELECT id, status FROM request").fetchall())
+@contextlib.contextmanager
+def looking_into(where):
+    """A way to run queries beside the ledger's own connections, each at once; parameters are written `?`."""
+    if isinstance(where, str):
+        with psycopg.connect(where, autocommit=True) as connection:
+            yield lambda query, parameters=(): connection.execute(query.replace("?", "%s"), parameters)
+    else:
+        with contextlib.closing(sqlite3.connect(where, isolation_level=None)) as connection:
+            yield connection.execute
+
+
+def asked(where, query, parameters=()):
+    """The rows that a query finds in a ledger."""
+    with looking_into(where) as execute:
+        return execute(query, parameters).fetchall()
+
+
+def changed(where, statement, parameters=()):
+    """Change a ledger behind its back."""
+    with looking_into(where) as execute:
+        execute(statement, parameters)
+
+
+def all_histories(where):
+    with looking_into(where) as database:
+        return histories_in(database)
+
+
+def histories_in(database):
+    """Every request's history, and the state that its row is in, by id."""
+    rows = database(
+        "SELECT request_id, at_ms, status, substation, attempt, epoch, reason FROM transition ORDER BY number"
+    ).fetchall()
     histories = collections.defaultdict(list)
     for request_id, at_ms, status, substation, attempt, epoch, reason in rows:
         histories[request_id].append(Transition(at_ms, Status(status), substation, attempt, epoch, reason))
-    return histories, last
+    return histories, dict(database("SELECT id, status FROM request").fetchall())
 
 
-def let_the_wait_pass(path, request_id):
+LET_THE_WAIT_PASS = "UPDATE request SET wait_until_ms = changed_at_ms - 1 WHERE id = ?"
+
+
+def let_the_wait_pass(where, request_id):
     """As if the request's `wait_until` had been reached."""
-    with contextlib.closing(sqlite3.connect(path)) as database, database:
-        database.execute("UPDATE request SET wait_until_ms = changed_at_ms - 1 WHERE id = ?", [request_id])
+    changed(where, LET_THE_WAIT_PASS, [request_id])
 
 
-def let_the_vehicle_leave(path, request_id):
+def let_the_vehicle_leave(where, request_id):
     """As if the departure of a charging request had been reached."""
-    with contextlib.closing(sqlite3.connect(path)) as database, database:
-        database.execute("UPDATE request SET departs_at_ms = changed_at_ms - 1 WHERE id = ?", [request_id])
+    changed(where, "UPDATE request SET departs_at_ms = changed_at_ms - 1 WHERE id = ?", [request_id])

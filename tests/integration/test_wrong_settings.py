@@ -243,7 +243,22 @@ def test_what_is_no_address_of_a_ledger(refusal, address):
     said = refusal("gateway", EVENLOAD_LEDGER_URL=address)
 
     assert "EVENLOAD_LEDGER_URL: " in said
-    assert said.endswith("give sqlite:///path/to/ledger.sqlite")
+    assert "give sqlite:///path/to/ledger.sqlite" in said
+
+
+@pytest.mark.parametrize("who", SERVICES)
+def test_a_postgresql_that_refuses(refusal, postgres, who):
+    said = refusal(who, EVENLOAD_LEDGER_URL=postgres.url(password=PASSWORD), EVENLOAD_LEDGER_SHARED="1")
+
+    assert f"EVENLOAD_LEDGER_URL: 127.0.0.1:{postgres.port}/postgres refuses (FATAL:  password" in said
+    assert said.endswith("correct user, password and database")
+
+
+def test_a_postgresql_that_is_not_there(refusal, port):
+    said = refusal("gateway", EVENLOAD_LEDGER_URL=f"postgresql://someone:{PASSWORD}@127.0.0.1:{port}/evenload")
+
+    assert f"EVENLOAD_LEDGER_URL: 127.0.0.1:{port}/evenload does not answer" in said
+    assert said.endswith("start PostgreSQL there, or correct host and port")
 
 
 @pytest.mark.parametrize("who", EVERYBODY)
@@ -271,7 +286,7 @@ async def test_a_ledger_whose_sessions_run_at_another_speed(refusal, tmp_path, w
 
 
 def test_a_sqlite_file_for_several_hosts(refusal):
-    assert "or unset EVENLOAD_LEDGER_SHARED" in refusal("balancer", EVENLOAD_LEDGER_SHARED="1")
+    assert "and unset EVENLOAD_LEDGER_SHARED" in refusal("balancer", EVENLOAD_LEDGER_SHARED="1")
 
 
 @pytest.mark.parametrize("who", SERVICES)

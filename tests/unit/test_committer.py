@@ -25,6 +25,8 @@ class MemoryDriver:
         self.transactions = []
         self.faults = []
         """One for each transaction to come; None for one that goes well."""
+        self.undone = 0
+        """How many transactions the database will undo once, so that they are run again."""
         self.held = []
         self.closed = threading.Event()
 
@@ -39,6 +41,10 @@ class MemoryDriver:
             assert held.go_on.wait(PATIENCE_S)
         written = []
         work(written)
+        if self.undone:
+            self.undone -= 1
+            written = []
+            work(written)
         if self.faults and (fault := self.faults.pop(0)) is not None:
             raise fault
         self.transactions.append(written)
@@ -128,6 +134,12 @@ async def test_each_is_answered_with_its_own_rows_and_only_those_that_changed(dr
         [],
         [{"key": "b", "wrote": "B"}, {"key": "c", "wrote": "C"}],
     ]
+
+
+async def test_a_transaction_that_was_undone_and_run_again_answers_once(driver, committer):
+    driver.undone = 1
+
+    assert await committer.submit(WRITE, rows("a")) == [{"key": "a", "wrote": "A"}]
 
 
 async def test_a_key_twice_in_a_kind_waits_for_the_next_transaction(driver, committer):

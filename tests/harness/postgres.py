@@ -1,0 +1,166 @@
+"""A real PostgreSQL of the tests' own, run as an ordinary user, with a fresh database for whoever asks."""
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psycopg
+
+from services.errors import Misconfigured
+from services.local import leftovers
+from services.local.packages import PackageSet, copy_dir, libraries, unpack
+from services.local.stack import cache_dir, free_ports
+from services.settings import LocalSettings
+
+OWNER = "postgres"
+PASSWORD = "tests-own"
+READY_WITHIN_S = 60
+PROGRAMS = "usr/lib/postgresql/*/bin"
+CURES = (
+    "install PostgreSQL (Debian: apt install postgresql), "
+    "or run this on a Debian-like system with access to its package archive"
+)
+PACKAGES = PackageSet(
+    title="PostgreSQL",
+    package="postgresql",
+    cures=CURES,
+    own_copies=("postgresql-", "libpq5"),
+    # The server and its libraries; not what sets one up for a whole system, and no compiler.
+    is_wanted=lambda name: name.startswith(("postgresql-", "lib")) and not name.startswith(("libllvm", "libclang")),
+)
+
+
+@dataclass(frozen=True)
+class Programs:
+    """The folder with `initdb` and `postgres`, and the environment that they need."""
+
+    folder: Path
+    environment: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Server:
+    """A running server, its owner's password `PASSWORD`."""
+
+    port: int
+    pid: int
+    home: Path
+    """The folder that is removed at the end."""
+
+    def url(self, database: str = "postgres", user: str = OWNER, password: str = PASSWORD) -> str:
+        return f"postgresql://{user}:{password}@127.0.0.1:{self.port}/{database}"
+
+    def execute(self, statement: str) -> None:
+        with psycopg.connect(self.url(), autocommit=True) as connection:
+            connection.execute(statement)
+
+
+def find_postgres(*, unpacked: bool = False) -> Programs:
+    """The installed PostgreSQL, else (or where `unpacked` is asked for) a private copy in the cache."""
+    installed = None if unpacked else _newest(Path("/"))
+    if installed is not None:
+        return Programs(installed)
+    copy = copy_dir(cache_dir(LocalSettings()), "postgresql")
+    unpack(PACKAGES, copy, lambda: _newest(copy) is not None, print, {})
+    folder = _newest(copy)
+    if folder is None:
+        raise Misconfigured(f"the packages of this system hold no PostgreSQL where it is expected: {CURES}")
+    return Programs(folder, {"LD_LIBRARY_PATH": libraries(copy)})
+
+
+def _newest(root: Path) -> Path | None:
+    found = [one for one in root.glob(PROGRAMS) if (one / "postgres").exists() and (one / "initdb").exists()]
+    return max(found, key=lambda one: float(one.parent.name), default=None)
+
+
+@contextlib.contextmanager
+def running_postgres(programs: Programs, *settings: str) -> Iterator[Server]:
+    """Start a private server, and take it down with everything it started; `settings` like `fsync=on` come last."""
+    with tempfile.TemporaryDirectory(prefix="evenload-postgres-") as folder:
+        home = Path(folder)
+        programs = _reachable(programs, home)
+        data, password, log_file = home / "data", home / "password", home / "log"
+        password.write_text(PASSWORD)
+        data.mkdir()
+        if os.geteuid() == 0:
+            for one in (home, data, password):
+                shutil.chown(one, "nobody")
+        initdb = _run(programs, "initdb", "-D", data, "-U", OWNER, "-A", "scram-sha-256", f"--pwfile={password}",
+                      "-E", "UTF8", "--no-locale", "--no-sync")  # fmt: skip
+        made = subprocess.run(**initdb, capture_output=True, text=True, timeout=READY_WITHIN_S, check=False)
+        assert made.returncode == 0, made.stderr
+        [port] = free_ports(1)
+        options = [f"port={port}", "listen_addresses=127.0.0.1", "unix_socket_directories=", "fsync=off",
+                   "shared_buffers=64MB", *settings]  # fmt: skip
+        serve = _run(programs, "postgres", "-D", data, *(word for one in options for word in ("-c", one)))
+        run = uuid.uuid4().hex
+        serve["env"] |= leftovers.marks(home, run)
+        # Should the tests be killed, their server must not stay.
+        guardian = subprocess.Popen(
+            [sys.executable, "-m", "services.local.guardian", run],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        with log_file.open("wb") as log:
+            process = subprocess.Popen(**serve, stdout=log, stderr=log, start_new_session=True)
+        try:
+            server = Server(port, process.pid, home)
+            give_up_at = time.monotonic() + READY_WITHIN_S
+            while psycopg.pq.PGconn.ping(server.url().encode()) != psycopg.pq.Ping.OK:
+                assert process.poll() is None, f"PostgreSQL ended: {log_file.read_text()[-2000:]}"
+                assert time.monotonic() < give_up_at, f"PostgreSQL is not ready: {log_file.read_text()[-2000:]}"
+                time.sleep(0.05)
+            yield server
+        finally:
+            process.send_signal(signal.SIGINT)  # at once, whoever is connected
+            try:
+                process.wait(30)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+            guardian.stdin.close()
+            guardian.wait(30)
+
+
+def _reachable(programs: Programs, home: Path) -> Programs:
+    """The programs where an ordinary user may read them: root's own cache is closed to everybody else."""
+    if os.geteuid() != 0 or not programs.environment:
+        return programs
+    version = programs.folder.parent
+    copy = version.parents[3]
+    for part in copy.glob("usr/lib/*"):
+        shutil.copytree(part, home / "programs/usr/lib" / part.name, symlinks=True)
+    shutil.copytree(copy / "usr/share/postgresql", home / "programs/usr/share/postgresql", symlinks=True)
+    folder = home / "programs" / programs.folder.relative_to(copy)
+    return Programs(folder, {"LD_LIBRARY_PATH": libraries(home / "programs")})
+
+
+def _run(programs: Programs, program: str, *arguments: object) -> dict:
+    """What starts a program, as an ordinary user: PostgreSQL refuses to be run by root."""
+    ordinary = ["setpriv", "--reuid=nobody", "--regid=nogroup", "--clear-groups"] if os.geteuid() == 0 else []
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("PG")}
+    return {
+        "args": [*ordinary, str(programs.folder / program), *map(str, arguments)],
+        "env": {**kept, **programs.environment, "LC_ALL": "C"},
+        "stdin": subprocess.DEVNULL,
+        "cwd": "/",
+    }
+
+
+@contextlib.contextmanager
+def fresh_database(server: Server) -> Iterator[str]:
+    """The address of an empty database, as its owner."""
+    name = f"t{uuid.uuid4().hex[:12]}"
+    server.execute(f"CREATE DATABASE {name}")
+    yield server.url(name)
+    server.execute(f"DROP DATABASE {name} WITH (FORCE)")
