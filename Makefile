@@ -21,7 +21,7 @@ rush: $(VENV)/.runtime ## Send one more rush to the stack that `make run` starte
 locust: $(VENV)/.dev ## Open locust's page (127.0.0.1:8089) to play a rush hour against `make run`
 	@$(BIN)/locust -f locustfiles/rush_hour.py --web-host 127.0.0.1
 
-test: $(VENV)/.dev ## Run the test suite on a real RabbitMQ of its own
+test: $(VENV)/.dev ## Run the test suite on a real RabbitMQ and PostgreSQL of its own
 	@$(BIN)/python -m pytest $(ARGS)
 
 check: $(VENV)/.dev ## Run the linters: style, types, architecture, dead code, dependencies

@@ -40,7 +40,10 @@ class CommonSettings(Settings):
     model_config = SettingsConfigDict(env_prefix=PREFIX)
 
     amqp_url: str = Field(description="Broker, `amqp://user:password@host:port/vhost`.")
-    ledger_url: str = Field(description="Ledger, `sqlite:///path/to/ledger.sqlite`.")
+    ledger_url: str = Field(
+        description="Ledger, `sqlite:///path/to/ledger.sqlite` on one host, "
+        "or `postgresql://user:password@host:port/database`."
+    )
     ledger_shared: bool = Field(
         False, description="Say 1 where services run on several hosts: a SQLite ledger is then refused."
     )

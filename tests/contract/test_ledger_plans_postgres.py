@@ -61,10 +61,11 @@ def made_ledger(postgres):
 def fill(connection, count, states):
     connection.execute(
         """
-        INSERT INTO request (id, vehicle_id, energy_requested_j, power_max_w, priority, accepted_at_ms, wait_max_ms, wait_until_ms,
-                             changed_at_ms, status, reason, substation, epoch, claim_number, end_number)
-        SELECT gen_random_uuid()::text, 'EV', 1, 1, 0, n, 1000, n + 1000, n, (%(states)s::text[])[1 + n %% %(kinds)s], 'any',
-               'north' || n %% 4, 1, n, CASE WHEN 'completed' = ANY(%(states)s::text[]) THEN n END
+        INSERT INTO request (id, vehicle_id, energy_requested_j, power_max_w, priority, accepted_at_ms, wait_max_ms,
+                             wait_until_ms, changed_at_ms, status, reason, substation, epoch, claim_number, end_number)
+        SELECT gen_random_uuid()::text, 'EV', 1, 1, 0, n, 1000, n + 1000, n,
+               (%(states)s::text[])[1 + n %% %(kinds)s], 'any', 'north' || n %% 4, 1, n,
+               CASE WHEN 'completed' = ANY(%(states)s::text[]) THEN n END
         FROM generate_series(1, %(count)s) AS n
         """,
         {"count": count, "states": states, "kinds": len(states)},
