@@ -251,14 +251,14 @@ def test_a_postgresql_that_refuses(refusal, postgres, who):
     said = refusal(who, EVENLOAD_LEDGER_URL=postgres.url(password=PASSWORD), EVENLOAD_LEDGER_SHARED="1")
 
     assert f"EVENLOAD_LEDGER_URL: 127.0.0.1:{postgres.port}/postgres refuses (FATAL:  password" in said
-    assert said.endswith("correct user, password and database")
+    assert "correct user, password and database" in said
 
 
 def test_a_postgresql_that_is_not_there(refusal, port):
     said = refusal("gateway", EVENLOAD_LEDGER_URL=f"postgresql://someone:{PASSWORD}@127.0.0.1:{port}/evenload")
 
     assert f"EVENLOAD_LEDGER_URL: 127.0.0.1:{port}/evenload does not answer" in said
-    assert said.endswith("start PostgreSQL there, or correct host and port")
+    assert "start PostgreSQL there, or correct host and port" in said
 
 
 @pytest.mark.parametrize("who", EVERYBODY)
