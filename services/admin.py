@@ -1,6 +1,7 @@
 """The admin port of a process: `/healthz`, `/readyz`, `/metrics`."""
 
 import socket
+from collections.abc import Callable
 
 from aiohttp import web
 from prometheus_client import CollectorRegistry
@@ -14,6 +15,8 @@ class AdminServer:
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self.ready = False
+        self.hindrance: Callable[[], str | None] = lambda: None
+        """What keeps a process from its work that is ready otherwise."""
         app = web.Application()
         app.router.add_get("/healthz", self._healthz)
         app.router.add_get("/readyz", self._readyz)
@@ -41,9 +44,10 @@ class AdminServer:
         return web.Response(text="ok\n")
 
     async def _readyz(self, _request: web.Request) -> web.Response:
-        if self.ready:
+        hindrance = self.hindrance()
+        if self.ready and hindrance is None:
             return web.Response(text="ready\n")
-        return web.Response(text="not ready\n", status=503)
+        return web.Response(text=f"not ready: {hindrance}\n" if hindrance else "not ready\n", status=503)
 
 
 def free_port(host: str) -> int:

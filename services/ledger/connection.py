@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import uuid
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -24,6 +25,15 @@ class LedgerConnection:
         self._committer = committer
         self._reader = reader
         self._thread = thread
+
+    @property
+    def fault(self) -> str | None:
+        """Why writing failed last; None since it went well."""
+        return self._committer.fault
+
+    async def probe(self) -> None:
+        """Write something that changes with every call; raises `LedgerUnavailable`."""
+        await self.write(PROBE, [{"probe": uuid.uuid4().hex}])
 
     async def write(self, operation: Operation, rows: list[Row]) -> list[Row]:
         """Commit rows together with whatever else is pending; raises `LedgerUnavailable`."""
@@ -90,6 +100,12 @@ def _speed_kept(transaction: Transaction, rows: list[Row]) -> list[Row]:
     return [{"speed": rows[0]["speed"], "kept": transaction.execute(statements.SPEED)[0]["value"]}]
 
 
+def _probed(transaction: Transaction, rows: list[Row]) -> list[Row]:
+    transaction.execute(statements.PROBE, probe=rows[-1]["probe"])
+    return []
+
+
+PROBE = Operation("probe", "probe", _probed)
 AGREE_ON_SPEED = Operation("agree_on_speed", "speed", _speed_kept)
 
 

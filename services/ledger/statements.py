@@ -35,6 +35,9 @@ def render(statement: str, dialect: Dialect) -> str:
 
 AGREE_SPEED = "INSERT INTO meta (name, value) VALUES ('speed', :speed) ON CONFLICT (name) DO NOTHING"
 SPEED = "SELECT value FROM meta WHERE name = 'speed'"
+PROBE = """
+INSERT INTO meta (name, value) VALUES ('probe', :probe) ON CONFLICT (name) DO UPDATE SET value = excluded.value
+"""
 
 # --- what gateways do -------------------------------------------------------------------------------------------
 

@@ -108,9 +108,8 @@ def test_failure_27_of_a_cancel_that_races_claim_and_finish_one_wins_and_the_ans
 @pytest.mark.parametrize("victim", ["gateway", "balancer", "substation-north"])
 def test_failure_25_a_service_told_to_end_under_load_turns_unready_settles_and_leaves_with_0(stack, victim):
     process = stack.service(victim)
-    admin_port = int(process.environ()["EVENLOAD_ADMIN_PORT"])
-    log = stack.data / "logs" / f"{victim}.log"
-    said_before = len(log.read_text())
+    admin_port = stack.admin_port(victim)
+    said_before = len(stack.said_by(victim))
     assert readiness(admin_port)[0] == 200
     with ThreadPoolExecutor(1) as clients:
         rush = clients.submit(stack.submit, 200, over_s=4.0, energy_kwh=2, max_power_kw=11)
@@ -120,7 +119,7 @@ def test_failure_25_a_service_told_to_end_under_load_turns_unready_settles_and_l
         stack.until_said(rf"{victim} died \(exit code 0\)", within_s=10)
         request_ids = rush.result(60)
 
-    events = [json.loads(line)["event"] for line in log.read_text()[said_before:].splitlines() if line[:1] == "{"]
+    events = [line["event"] for line in stack.said_by(victim)[said_before:]]
     assert "drain_cut_short" not in events
     assert events.index("drain_started") < events.index("service_drained") < events.index("service_ready")
     stack.until_ended(request_ids)

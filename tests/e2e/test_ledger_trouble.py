@@ -1,26 +1,32 @@
 """What happens to a running stack whose ledger is in trouble, and that it goes on by itself afterwards."""
 
+import collections
+import fcntl
+import re
 import signal
 import sqlite3
 import time
+import urllib.request
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, suppress
+from contextlib import closing, contextmanager, suppress
 
 import psutil
 import pytest
-from harness.stack import started, until
+from harness.stack import Stack, readiness, started, until
 
 from services.ledger.sqlite import lock_path
 from services.local import locks
 from services.local.stack import free_ports
 
 SPEED = 600
+SERVICES = ("gateway", "balancer", "substation-north", "substation-east", "substation-south", "substation-west")
 
 
 @pytest.fixture(scope="module")
 def stack(tmp_path_factory):
     data = tmp_path_factory.mktemp("trouble") / "data"
-    with started(data, free_ports(1)[0], EVENLOAD_SPEED=str(SPEED)) as one:
+    address = f"sqlite:///{data.absolute() / 'ledger' / 'ledger.sqlite'}"
+    with started(data, free_ports(1)[0], EVENLOAD_SPEED=str(SPEED), EVENLOAD_LEDGER_URL=address) as one:
         yield one.until_up()
 
 
@@ -43,9 +49,73 @@ def freeze_inside_a_transaction(process: psutil.Process, lock) -> None:
     raise AssertionError(f"{process} never held {lock}")
 
 
+@contextmanager
+def locked(folder):
+    """Somebody else holds the writers' lock."""
+    with lock_path(folder / "ledger.sqlite").open("r+") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+@contextmanager
+def busy(folder):
+    """Somebody else is inside a transaction and knows nothing of the writers' lock."""
+    with closing(sqlite3.connect(folder / "ledger.sqlite", isolation_level=None)) as database:
+        database.execute("PRAGMA busy_timeout = 60000")
+        database.execute("BEGIN IMMEDIATE")
+        yield
+        database.execute("ROLLBACK")
+
+
+@contextmanager
+def moved(folder):
+    away = folder.rename(folder.with_name("moved"))
+    yield
+    away.rename(folder)
+
+
+@pytest.mark.parametrize("trouble", [locked, busy, moved])
+def test_failure_24_while_the_ledger_is_away_nothing_is_accepted_and_all_goes_on_when_it_is_back(stack, trouble):
+    pids = {name: stack.service(name).pid for name in SERVICES}
+    lines = {name: len(stack.said_by(name)) for name in SERVICES}
+    with ThreadPoolExecutor(1) as clients:
+        rush = clients.submit(stack.submit, 80, over_s=4.0, energy_kwh=2, max_power_kw=11)
+        until(lambda: stack.get("/substations")[1]["requests"]["charging"], "a rush under way")
+        began_s = time.monotonic()
+        with trouble(stack.data / "ledger"):
+            for name in SERVICES:
+                until(lambda name=name: readiness(stack.admin_port(name))[0] == 503, f"{name} to notice")
+            status, headers, problem = stack.whole_answer("POST", "/charge-requests", {"vehicle_id": "EV-24"})
+            assert (status, problem["status"]) == (503, 503)
+            assert headers["Content-Type"].startswith("application/problem+json")
+            assert int(headers["Retry-After"]) > 0
+            assert "the ledger cannot be written" in readiness(stack.admin_port("gateway"))[1]
+            assert not rush.done()
+        away_s = time.monotonic() - began_s
+        request_ids = rush.result(90) + stack.submit(1)
+
+    for name in SERVICES:
+        until(lambda name=name: readiness(stack.admin_port(name))[0] == 200, f"{name} ready again")
+        said = collections.Counter(line["event"] for line in stack.said_by(name)[lines[name] :])
+        del said["request_refused"]  # one for each request that the rush sends again
+        assert max(said.values(), default=0) < 20 + 5 * away_s, f"{name} tried again without a pause: {said}"
+    stack.until_ended(request_ids)
+    assert {name: stack.service(name).pid for name in SERVICES} == pids
+    assert all(returned_to_queue(stack, name) == 0 for name in SERVICES)
+    assert_sound(stack.data / "ledger" / "ledger.sqlite")
+
+
+def returned_to_queue(stack: Stack, instance: str) -> float:
+    """Deliveries that a service gave back, each of which counts against the broker's limit."""
+    with urllib.request.urlopen(f"http://127.0.0.1:{stack.admin_port(instance)}/metrics", timeout=10) as answer:
+        text = answer.read().decode()
+    found = re.findall(r'^evenload_messages_settled_total\{.*outcome="requeued".*\} (\S+)$', text, re.MULTILINE)
+    return sum(float(value) for value in found)
+
+
 @pytest.mark.parametrize("victim", ["gateway", "substation-north"])
 def test_a_writer_frozen_inside_a_transaction_is_killed_and_everybody_writes_again(stack, victim):
-    ledger = stack.data / "ledger.sqlite"
+    ledger = stack.data / "ledger" / "ledger.sqlite"
     process = stack.service(victim)
     with ThreadPoolExecutor(1) as clients:
         rush = clients.submit(stack.submit, 100, over_s=4.0, energy_kwh=2, max_power_kw=11)

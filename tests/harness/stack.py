@@ -177,6 +177,15 @@ class Stack(Api):
                     return process
         return None
 
+    def admin_port(self, instance: str) -> int:
+        """Where a service tells of its health now."""
+        return int(self.service(instance).environ()["EVENLOAD_ADMIN_PORT"])
+
+    def said_by(self, instance: str) -> list[dict[str, Any]]:
+        """The lines of a service's log."""
+        lines = (self.data / "logs" / f"{instance}.log").read_text().splitlines()
+        return [json.loads(line) for line in lines if line.startswith("{") and line.endswith("}")]
+
     def processes(self) -> list[psutil.Process]:
         return marked(self.data)
 
