@@ -1,27 +1,49 @@
 """The tick log: what a substation set at every tick, one JSON line each, so that anyone can check it afterwards."""
 
+import contextlib
+import errno
 import json
+import os
 from pathlib import Path
 
 from services.errors import Misconfigured
+from services.logs import get_logger
 from substations.substation import Substation
+
+log = get_logger(__name__)
 
 
 class TickLog:
-    """Appends to `<folder>/<substation>-<epoch>.jsonl`."""
+    """Appends to `<folder>/<substation>-<epoch>.jsonl`; what a full disk has no room for is left out, line by line."""
 
     def __init__(self, folder: Path, substation: Substation) -> None:
         """Open the file, and make the folder where there is none; raises `Misconfigured`."""
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            self._file = (folder / f"{substation.id}-{substation.epoch}.jsonl").open("a", encoding="utf-8")
+            self._file = (folder / f"{substation.id}-{substation.epoch}.jsonl").open("ab", buffering=0)
         except OSError as error:
             raise Misconfigured(f"EVENLOAD_SUBSTATION_TICK_LOG: {folder} cannot be used: {error.strerror}") from None
+        self._whole_bytes = self._file.tell()
+        self._is_failing = False
 
     def write(self, substation: Substation) -> None:
-        """Append the state that holds until the next tick."""
-        self._file.write(tick_line(substation))
-        self._file.flush()
+        """Append the state that holds until the next tick, as a whole line or not at all; never raises."""
+        line = tick_line(substation).encode()
+        try:
+            written = self._file.write(line)
+            if written != len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                self._file.truncate(self._whole_bytes)
+            if not self._is_failing:
+                log.warning("tick_log_interrupted", file=self._file.name, cause=error.strerror)
+            self._is_failing = True
+            return
+        self._whole_bytes += len(line)
+        if self._is_failing:
+            log.info("tick_log_resumed", file=self._file.name)
+        self._is_failing = False
 
     def close(self) -> None:
         """Close the file."""

@@ -85,16 +85,19 @@ class Supervisor:
                 await self._end(name)
 
     async def _spawn(self, spec: ProcessSpec) -> None:
-        with spec.log.open("ab") as log:
-            self._processes[spec.name] = await asyncio.create_subprocess_exec(
-                *spec.argv,
-                stdin=asyncio.subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                cwd=spec.cwd,
-                env={**os.environ, **spec.environment, **self._environment},
-                start_new_session=True,
-            )
+        try:
+            with spec.log.open("ab") as log:
+                self._processes[spec.name] = await asyncio.create_subprocess_exec(
+                    *spec.argv,
+                    stdin=asyncio.subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    cwd=spec.cwd,
+                    env={**os.environ, **spec.environment, **self._environment},
+                    start_new_session=True,
+                )
+        except OSError as error:
+            raise StackEnded(f"{spec.name} cannot be started: {error.filename or spec.log}: {error.strerror}") from None
 
     async def _keep(self, spec: ProcessSpec) -> None:
         deaths: list[float] = []

@@ -12,9 +12,13 @@ from contextlib import closing, contextmanager, suppress
 
 import psutil
 import pytest
+from harness.full_disk import limited, mounted
+from harness.ledger import all_histories
 from harness.stack import Stack, readiness, started, until
+from harness.tick_trace import logged
 
 from services.ledger.sqlite import lock_path
+from services.ledger.states import faults
 from services.local import locks
 from services.local.stack import free_ports
 
@@ -33,6 +37,13 @@ def stack(tmp_path_factory):
 def assert_sound(ledger) -> None:
     with closing(sqlite3.connect(ledger)) as database:
         assert database.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+
+
+def assert_refused(stack: Stack) -> None:
+    status, headers, problem = stack.whole_answer("POST", "/charge-requests", {"vehicle_id": "EV-1"})
+    assert (status, problem["status"]) == (503, 503)
+    assert headers["Content-Type"].startswith("application/problem+json")
+    assert int(headers["Retry-After"]) > 0
 
 
 def freeze_inside_a_transaction(process: psutil.Process, lock) -> None:
@@ -85,10 +96,7 @@ def test_failure_24_while_the_ledger_is_away_nothing_is_accepted_and_all_goes_on
         with trouble(stack.data / "ledger"):
             for name in SERVICES:
                 until(lambda name=name: readiness(stack.admin_port(name))[0] == 503, f"{name} to notice")
-            status, headers, problem = stack.whole_answer("POST", "/charge-requests", {"vehicle_id": "EV-24"})
-            assert (status, problem["status"]) == (503, 503)
-            assert headers["Content-Type"].startswith("application/problem+json")
-            assert int(headers["Retry-After"]) > 0
+            assert_refused(stack)
             assert "the ledger cannot be written" in readiness(stack.admin_port("gateway"))[1]
             assert not rush.done()
         away_s = time.monotonic() - began_s
@@ -103,6 +111,53 @@ def test_failure_24_while_the_ledger_is_away_nothing_is_accepted_and_all_goes_on
     assert {name: stack.service(name).pid for name in SERVICES} == pids
     assert all(returned_to_queue(stack, name) == 0 for name in SERVICES)
     assert_sound(stack.data / "ledger" / "ledger.sqlite")
+
+
+@pytest.fixture(params=[mounted, limited])
+def full_disk(request, tmp_path):
+    """A folder, and the disk that it lies on."""
+    with request.param(tmp_path / "disk") as disk:
+        yield tmp_path / "disk", disk
+
+
+def test_failure_23_a_full_disk_is_told_and_survived_and_room_is_all_that_it_takes_to_go_on(full_disk, tmp_path, port):
+    folder, disk = full_disk
+    (folder / "logs").mkdir()
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "logs").symlink_to(folder / "logs")
+    settings = {
+        "EVENLOAD_LEDGER_URL": f"sqlite:///{folder / 'ledger.sqlite'}",
+        "EVENLOAD_SUBSTATION_TICK_LOG": str(folder / "ticks"),
+        "EVENLOAD_SPEED": str(SPEED),
+    }
+    with started(tmp_path / "data", port, **settings) as stack, ThreadPoolExecutor(1) as clients:
+        stack.until_up()
+        pids = {name: stack.service(name).pid for name in SERVICES}
+        rush = clients.submit(stack.submit, 80, over_s=4.0, energy_kwh=4, max_power_kw=11)
+        until(lambda: stack.get("/substations")[1]["requests"]["charging"], "a rush under way")
+        disk.fill(stack)
+        try:
+            until(lambda: readiness(stack.admin_port("gateway"))[0] == 503, "the gateway to notice")
+            # Who has nothing to write meanwhile notices nothing: of the substations those that charge.
+            charging = [name for name in SERVICES if name.startswith("substation")]
+            until(lambda: any(readiness(stack.admin_port(one))[0] == 503 for one in charging), "a substation to notice")
+            assert_refused(stack)
+            assert_sound(folder / "ledger.sqlite")
+        finally:
+            disk.free(stack)
+        request_ids = rush.result(90) + stack.submit(1)
+        stack.until_ended(request_ids)
+        for name in SERVICES:
+            until(lambda name=name: readiness(stack.admin_port(name))[0] == 200, f"{name} ready again")
+        assert {name: stack.service(name).pid for name in SERVICES} == pids
+        assert_sound(folder / "ledger.sqlite")
+        for name in ("gateway", "substation-north"):
+            stack.service(name).terminate()
+            stack.until_said(rf"{name} died \(exit code 0\)", 30)
+    histories, last = all_histories(folder / "ledger.sqlite")
+    assert histories.keys() == last.keys() >= set(request_ids)
+    assert [faults(history) for history in histories.values()] == [[]] * len(histories)
+    assert all(logged(folder / "ticks").values())
 
 
 def returned_to_queue(stack: Stack, instance: str) -> float:
