@@ -15,6 +15,7 @@ from balancer.policies import Choice, NoRoom, PolicyName, choose
 from balancer.watcher import Watcher
 from services.broker import topology
 from services.broker.publisher import Publisher
+from services.crash_points import crash_point
 from services.errors import BrokerUnavailable, LedgerUnavailable, Unroutable
 from services.ledger.dispatch import Dispatch
 from services.ledger.records import Assignment, Waiting
@@ -109,6 +110,7 @@ class Dispatcher:
                     if one.zone is None:
                         break  # nobody has room for anyone
         if chosen:
+            crash_point("balancer.chosen")
             await self._assign(chosen)
         return full
 
@@ -125,6 +127,7 @@ class Dispatcher:
                     self._table.commit(one.request_id, one.attempt + 1)
                 else:  # somebody was faster, or the ledger failed: then the next refresh tells
                     self._table.release(one.request_id, one.attempt + 1)
+        crash_point("balancer.assigned")
         by_substation: dict[str, list[Hint]] = defaultdict(list)
         for one in assignments:
             if one.request_id in changed:
@@ -133,6 +136,7 @@ class Dispatcher:
         outcomes = await asyncio.gather(
             *(self._publish(substation, hints) for substation, hints in by_substation.items()), return_exceptions=True
         )
+        crash_point("balancer.published")
         for outcome in outcomes:
             if isinstance(outcome, BaseException):
                 raise outcome

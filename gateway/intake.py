@@ -9,6 +9,7 @@ from typing import Any
 from gateway.settings import GatewaySettings
 from services.broker import topology
 from services.broker.publisher import Publisher
+from services.crash_points import crash_point
 from services.errors import BrokerUnavailable, LedgerUnavailable, Unroutable
 from services.ledger.intake import Intake
 from services.ledger.records import Accepted, NewRequest
@@ -97,10 +98,13 @@ class IntakeQueue:
             return
         finally:
             self._commits.release()
+        crash_point("gateway.committed")
         by_id = {one.asked: one for one in accepted}
         for one in batch:
             if not one.answer.done():
                 one.answer.set_result(by_id[one.new.request_id])
+        await asyncio.sleep(0)  # the answers leave first
+        crash_point("gateway.replied")
         hints = [Hint(one.request_id, 0) for one in accepted if one.request_id == one.asked]
         if self._publishing >= PUBLISHES_MAX:
             log.warning("publish_left_to_the_ledger", requests=len(hints), cause="publishes are backed up")
@@ -115,5 +119,6 @@ class IntakeQueue:
     async def _publish(self, hints: list[Hint]) -> None:
         try:
             await self._publisher.publish_hints(topology.REQUESTS, "", hints)
+            crash_point("gateway.published")
         except (BrokerUnavailable, Unroutable) as error:
             log.warning("publish_left_to_the_ledger", requests=len(hints), cause=str(error))

@@ -1,5 +1,6 @@
 """What every service stands on: the ledger, and two broker connections, one to publish and one to consume."""
 
+import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
@@ -10,12 +11,14 @@ from services.broker.connection import connected
 from services.broker.publisher import Publisher
 from services.broker.reconnecting import ReconnectingConnection
 from services.broker.rights import require_topology
-from services.errors import BrokerUnavailable, Misconfigured
+from services.errors import BrokerUnavailable, LedgerUnavailable, Misconfigured
 from services.ledger.connection import LedgerConnection, open_ledger
 from services.lifecycle import Life
 from services.logs import get_logger
 
 log = get_logger(__name__)
+
+PROBE_EVERY_S = 1.0
 
 
 @dataclass(frozen=True)
@@ -29,7 +32,10 @@ class Backends:
 
 @contextlib.asynccontextmanager
 async def opened(life: Life) -> AsyncIterator[Backends]:
-    """Open ledger and broker; raises `Misconfigured` where one cannot be had or used, telling of both."""
+    """Open ledger and broker; raises `Misconfigured` where one cannot be had or used, telling of both.
+
+    The process is ready only while the ledger can be written.
+    """
     common = life.common
     async with AsyncExitStack() as stack:
         try:
@@ -51,6 +57,8 @@ async def opened(life: Life) -> AsyncIterator[Backends]:
             except BrokerUnavailable as error:
                 log.info("broker_not_looked_at", cause=str(error))
             raise
+        life.admin.faults.append(lambda: ledger.fault and f"the ledger cannot be written: {ledger.fault}")
+        await stack.enter_async_context(life.background(_probe_while_failing(ledger)))
         publishing, consuming = await _broker(stack, life, startup_timeout_s=common.startup_timeout_s)
         yield Backends(ledger, await Publisher.open(publishing, common.envelope_max), consuming)
 
@@ -66,3 +74,12 @@ async def _broker(
         # A gateway goes on accepting without the broker, and a load balancer must not take all of them out for it.
         life.admin.faults += [publishing.fault, consuming.fault]
     return publishing, consuming
+
+
+async def _probe_while_failing(ledger: LedgerConnection) -> None:
+    """Who writes seldom must notice, too, that writing goes well again."""
+    while True:
+        await asyncio.sleep(PROBE_EVERY_S)
+        if ledger.fault is not None:
+            with contextlib.suppress(LedgerUnavailable):
+                await ledger.probe()

@@ -5,6 +5,7 @@ Exit codes: 0 drained after a signal, 1 crashed, 2 misconfigured (one line on st
 
 import asyncio
 import contextlib
+import os
 import signal
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
@@ -104,13 +105,28 @@ def run(service: str, own_type: type[OwnSettings], serve: Serve[OwnSettings]) ->
         refuse(service, error)
     instance = common.instance_name(service)
     configure_logs(service, instance, common.log_level, common.log_format)
-    sys.exit(asyncio.run(_live(service, instance, common, own, serve)))
+    _leave(asyncio.run(_live(service, instance, common, own, serve)))
 
 
 def refuse(service: str, error: Misconfigured) -> NoReturn:
     """Say in one line why the process does not start, and exit with code 2."""
-    print(f"{service}: {error}", file=sys.stderr)  # noqa: T201 (people read this, not log tools)
-    sys.exit(2)
+    _say(f"{service}: {error}")
+    _leave(2)
+
+
+def _say(line: str) -> None:
+    with contextlib.suppress(OSError):  # a full disk under it
+        print(line, file=sys.stderr)  # noqa: T201 (people read this, not log tools)
+
+
+def _leave(code: int) -> NoReturn:
+    """Exit with `code`, also where the disk under the output is full: the interpreter would make a code of its own."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    sys.exit(code)
 
 
 async def _live(
@@ -151,7 +167,7 @@ def _exit_code(service: str, working: asyncio.Task[None]) -> int:
         return 0
     if isinstance(error, Misconfigured):
         log.error("service_misconfigured", cause=str(error))
-        print(f"{service}: {error}", file=sys.stderr)  # noqa: T201
+        _say(f"{service}: {error}")
         return 2
     log.error("service_crashed", exc_info=error)
     return 1

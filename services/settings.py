@@ -13,6 +13,7 @@ from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 from yarl import URL
 
+from services import crash_points
 from services.errors import Misconfigured
 from services.logs import LogFormat
 
@@ -63,6 +64,17 @@ class CommonSettings(Settings):
     startup_timeout_s: float = Field(30, gt=0, description="How long to wait for broker and ledger at start.")
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="Least severe line kept.")
     log_format: LogFormat = Field("auto", description="`json`, `console`, or `auto` (console on a terminal).")
+
+    crash_point: str | None = Field(
+        None, description="For tests: the name of a place in the code at which the process kills itself."
+    )
+
+    @field_validator("crash_point")
+    @classmethod
+    def _known_crash_point(cls, value: str | None) -> str | None:
+        if value is not None:
+            crash_points.parse(value)
+        return value
 
     @field_validator("amqp_url")
     @classmethod

@@ -113,7 +113,10 @@ def _wait(console: Console, instance: str, victim: psutil.Process, seconds: floa
     with console.status("") as status:
         while (left_s := until - time.monotonic()) > 0:
             if not victim.is_running():
-                raise NothingToBreak(f"{instance} (pid {victim.pid}) ended while it was frozen")
+                raise NothingToBreak(
+                    f"{instance} (pid {victim.pid}) ended while it was frozen: who holds the ledger's lock then "
+                    "is killed, so that the others can write"
+                )
             status.update(f"{instance} is frozen, {left_s:.0f} s to go; Ctrl-C lets it run on at once")
             time.sleep(min(POLL_S, left_s))
 

@@ -18,7 +18,8 @@ from services.settings import LocalSettings
 
 HELD_LONG_S = 1.5
 """A writer holds the lock for a commit: milliseconds."""
-POLL_S = 0.05
+POLL_S = 0.01
+"""Often enough that a busy writer, who takes the lock again and again, is seen without it."""
 DEFAULT_SPEED = "60"
 
 

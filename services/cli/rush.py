@@ -16,6 +16,8 @@ from services.errors import EvenloadError
 
 POLL_S = 0.5
 POLLS_AT_ONCE = 16
+TRIES = 3
+TRY_AGAIN_AFTER_S = 1.0
 LOAD_TABLE_SETTLED_S = 2.0
 """The table is told each second; after twice that it contains what was claimed before."""
 
@@ -83,17 +85,27 @@ async def _send(http: aiohttp.ClientSession, rush: Rush, bar: RushBar) -> None:
 
 
 async def _send_one(http: aiohttp.ClientSession, rush: Rush, vehicle_id: str, bar: RushBar) -> None:
+    """Send one request, and again under the same key where no answer comes: it stays one request."""
     body = {"vehicle_id": vehicle_id, "energy_kwh": rush.plan.energy_kwh, "max_power_kw": rush.plan.power_kw}
-    try:
-        async with http.post("/charge-requests", json=body) as response:
-            answer = await response.json(content_type=None)
-            if response.status == 202 and isinstance(answer, dict):
-                rush.requests.append(Request(answer["request_id"]))
+    for is_last in (False,) * (TRIES - 1) + (True,):
+        try:
+            async with http.post("/charge-requests", json=body, headers={"Idempotency-Key": vehicle_id}) as response:
+                answer = await response.json(content_type=None)
+        except (aiohttp.ClientError, TimeoutError) as error:
+            if is_last:
+                rush.unanswered[str(error) or type(error).__name__] += 1
             else:
-                detail = answer.get("detail", "") if isinstance(answer, dict) else ""
-                rush.refused[f"{response.status}: {detail}"] += 1
-    except (aiohttp.ClientError, TimeoutError, ValueError) as error:
-        rush.refused[str(error) or type(error).__name__] += 1
+                await asyncio.sleep(TRY_AGAIN_AFTER_S)
+            continue
+        except ValueError as error:
+            rush.refused[str(error)] += 1
+            break
+        if response.status == 202 and isinstance(answer, dict):
+            rush.requests.append(Request(answer["request_id"]))
+        else:
+            detail = answer.get("detail", "") if isinstance(answer, dict) else ""
+            rush.refused[f"{response.status}: {detail}"] += 1
+        break
     bar.show(rush)
 
 

@@ -55,7 +55,10 @@ class Rush:
     plan: RushPlan
     requests: list[Request] = field(default_factory=list)
     refused: Counter[str] = field(default_factory=Counter)
+    """How many were refused, by cause."""
     older_sessions: int = 0
+    unanswered: Counter[str] = field(default_factory=Counter)
+    """How many had no answer, by cause: they may have been accepted, or not."""
 
     @property
     def claimed(self) -> int:
@@ -108,6 +111,7 @@ def summary(rush: Rush, substations: list[dict[str, Any]]) -> dict[str, Any]:
         "claimed": rush.claimed,
         "ended": rush.ended,
         "refused": dict(rush.refused),
+        "no_answer": dict(rush.unanswered),
         "substations": counts,
         "verdict": said,
         "even": judged[1] == "even" if judged else None,
@@ -117,6 +121,7 @@ def summary(rush: Rush, substations: list[dict[str, Any]]) -> dict[str, Any]:
 def verdict(rush: Rush, counts: list[int], substations: list[dict[str, Any]]) -> list[str]:
     """What the table means, in words: counts are judged only where nothing else was charging."""
     said = [f"{count} refused: {cause}" for cause, count in rush.refused.items()]
+    said += [f"{count} had no answer, and may be accepted or not: {cause}" for cause, count in rush.unanswered.items()]
     missing = len(rush.requests) - rush.claimed
     if missing:
         said.append(f"{missing} of {len(rush.requests)} had not been claimed within {rush.plan.within_s:g} s")
@@ -172,7 +177,7 @@ class RushBar:
 
     def show(self, rush: Rush) -> None:
         """Show how far the rush is."""
-        sent = len(rush.requests) + sum(rush.refused.values())
+        sent = len(rush.requests) + rush.refused.total() + rush.unanswered.total()
         if self._progress and self._tasks:
             self._progress.update(self._tasks[0], completed=sent)
             self._progress.update(self._tasks[1], completed=rush.claimed)

@@ -92,6 +92,8 @@ class Committer:
         self._pending: deque[_Submitted] = deque()
         self._wake = threading.Condition()
         self._closing = False
+        self.fault: str | None = None
+        """Why writing failed last; None since it went well."""
         # A thread stuck behind another process's lock must not keep this process from ending.
         self._thread = threading.Thread(target=self._write, name="ledger-writer", daemon=True)
         self._thread.start()
@@ -116,14 +118,18 @@ class Committer:
         try:
             done, _ = await asyncio.wait({submitted.answer}, timeout=self._deadline_s)
             if not done and self._abandon(submitted):
-                raise LedgerUnavailable(f"{operation.name} could not begin within {self._deadline_s:g} s")
+                raise self._failed(f"{operation.name} could not begin within {self._deadline_s:g} s")
             done, _ = await asyncio.wait({submitted.answer}, timeout=self._deadline_s)
             if not done:
-                raise LedgerUnavailable(f"{operation.name} began, and its outcome is unknown")
+                raise self._failed(f"{operation.name} began, and its outcome is unknown")
             return submitted.answer.result()
         finally:
             self._abandon(submitted)
             submitted.answer.cancel()
+
+    def _failed(self, cause: str) -> LedgerUnavailable:
+        self.fault = cause
+        return LedgerUnavailable(cause)
 
     def _abandon(self, submitted: _Submitted) -> bool:
         """Take an operation back; False where its transaction has begun."""
@@ -146,11 +152,13 @@ class Committer:
                 driver = driver or self._open_driver()
                 driver.run(partial(self._apply, group))
             except LedgerUnavailable as error:
+                self.fault = str(error)
                 self._tell(group, error)
             except Exception as error:  # whatever the driver raised, those who wait must hear of it
                 log.error("ledger_write_failed", exc_info=error)
-                self._tell(group, LedgerUnavailable(f"writing failed: {error!r}"))
+                self._tell(group, self._failed(f"writing failed: {error!r}"))
             else:
+                self.fault = None
                 self._observe_commit_s(time.perf_counter() - started)
                 self._tell(group, None)
         if driver is not None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import uuid
 from collections.abc import AsyncIterator, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -25,6 +26,15 @@ class LedgerConnection:
         self._committer = committer
         self._reader = reader
         self._thread = thread
+
+    @property
+    def fault(self) -> str | None:
+        """Why writing failed last; None since it went well."""
+        return self._committer.fault
+
+    async def probe(self) -> None:
+        """Write something that changes with every call; raises `LedgerUnavailable`."""
+        await self.write(PROBE, [{"probe": uuid.uuid4().hex}])
 
     async def write(self, operation: Operation, rows: list[Row]) -> list[Row]:
         """Commit rows together with whatever else is pending; raises `LedgerUnavailable`."""
@@ -122,6 +132,14 @@ def _agreed(transaction: Transaction, rows: list[Row]) -> list[Row]:
 
 
 AGREE = Operation("agree", "name", _agreed)
+
+
+def _probed(transaction: Transaction, rows: list[Row]) -> list[Row]:
+    transaction.execute(statements.PROBE, probe=rows[-1]["probe"])
+    return []
+
+
+PROBE = Operation("probe", "probe", _probed)
 
 
 async def _agree(connection: LedgerConnection, wished: Mapping[str, str], startup_timeout_s: float) -> None:

@@ -16,7 +16,7 @@ from services.ledger import schema, statements
 from services.ledger.states import Status
 
 PREFIX = "evenload_"
-TABLES = ("meta", "request", "transition", "substation")
+TABLES = ("meta", "probe", "request", "transition", "substation")
 SCRAM_ROUNDS = 4096
 
 ACCEPTED, ASSIGNED, CHARGING = Status.ACCEPTED, Status.ASSIGNED, Status.CHARGING
@@ -132,6 +132,7 @@ def _user(name: str, password: str) -> Iterator[str]:
     yield f"GRANT USAGE ON SCHEMA public TO {user};"
     yield f"GRANT SELECT ON {', '.join(TABLES)} TO {user};"
     yield f"GRANT INSERT ON meta TO {user};"
+    yield f"GRANT UPDATE ON probe TO {user};"
     for right, tables in (("INSERT", role.inserts), ("UPDATE", role.updates)):
         for table, columns in tables.items():
             yield f"GRANT {right} ({', '.join(columns)}) ON {table} TO {user};"

@@ -7,6 +7,9 @@ VERSION = 3
 _TABLES = (
     "CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL)",
     "INSERT INTO meta VALUES ('schema_version', '{version}')",
+    # One row, which is changed to find out whether anything can be.
+    "CREATE TABLE probe (value TEXT NOT NULL)",
+    "INSERT INTO probe VALUES ('')",
     """
     CREATE TABLE request (
         arrival            {serial},

@@ -57,12 +57,23 @@ class SqliteDriver:
     """The writer's connection."""
 
     def __init__(self, path: Path) -> None:
-        self._connection = _connect(path, _WRITER_PRAGMAS)
-        self._lock = os.open(lock_path(path), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        """Open an existing ledger; raises `LedgerUnavailable`."""
+        self._path = path
+        with _faults_told():
+            self._file = _identity(path)
+            self._connection = _connect(path, _WRITER_PRAGMAS)
+            self._lock = os.open(lock_path(path), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
 
     def run(self, work: Callable[[Transaction], None]) -> None:
-        """Run `work` in one transaction; raises `LedgerUnavailable`, and then nothing of it is written."""
-        with _lock_held(self._lock), _faults_told():
+        """Run `work` in one transaction; raises `LedgerUnavailable`, and then nothing of it is written.
+
+        A file that was moved away could still be written, but nobody who comes later would find it.
+        """
+        with _faults_told(), _lock_held(self._lock):
+            if _identity(self._path) != self._file:
+                raise LedgerUnavailable(
+                    f"{self._path} is another file than the one that was opened: put that back, or restart the services"
+                )
             # IMMEDIATE: a deferred transaction that reads first fails at once when another writer was faster.
             self._connection.execute("BEGIN IMMEDIATE")
             try:
@@ -147,7 +158,7 @@ def _refuse_foreign(path: Path) -> None:
 
 
 def _create(path: Path) -> None:
-    with contextlib.closing(_connect(path, _WRITER_PRAGMAS)) as connection:
+    with contextlib.closing(_connect(path, _WRITER_PRAGMAS, "rwc")) as connection:
         connection.execute("BEGIN IMMEDIATE")
         for statement in schema.SQLITE:
             connection.execute(statement)
@@ -158,8 +169,14 @@ def _connect_read_only(path: Path) -> sqlite3.Connection:
     return sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)
 
 
-def _connect(path: Path, pragmas: Sequence[str]) -> sqlite3.Connection:
-    connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+def _identity(path: Path) -> tuple[int, int]:
+    about = path.stat()
+    return about.st_dev, about.st_ino
+
+
+def _connect(path: Path, pragmas: Sequence[str], mode: str = "rw") -> sqlite3.Connection:
+    address = f"{path.absolute().as_uri()}?mode={mode}"
+    connection = sqlite3.connect(address, uri=True, isolation_level=None, check_same_thread=False)
     for pragma in pragmas:
         connection.execute(pragma)
     return connection
@@ -195,3 +212,5 @@ def _faults_told() -> Iterator[None]:
         yield
     except sqlite3.Error as error:
         raise LedgerUnavailable(f"SQLite: {error}") from error
+    except OSError as error:
+        raise LedgerUnavailable(f"{error.filename or 'the ledger'}: {error.strerror}") from error

@@ -94,6 +94,7 @@ INSERT INTO meta (name, value) SELECT r.name, r.value FROM {rows: name, value} A
 ON CONFLICT (name) DO NOTHING
 """
 AGREED = "SELECT m.name, m.value FROM {rows: name, value} AS r JOIN meta AS m ON m.name = r.name"
+PROBE = "UPDATE probe SET value = :probe"
 
 # --- what gateways do -------------------------------------------------------------------------------------------
 

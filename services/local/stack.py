@@ -19,6 +19,8 @@ import aiohttp
 from services.admin import port_taken
 from services.errors import Misconfigured
 from services.grid import Grid, load_grid
+from services.ledger.connection import SQLITE_SCHEME
+from services.ledger.sqlite import lock_path
 from services.local import leftovers
 from services.local.first_look import until_seen
 from services.local.process import ProcessSpec
@@ -52,6 +54,11 @@ class Plan:
     def gateway_url(self) -> str:
         """The HTTP API."""
         return f"http://{HOST}:{self.gateway_port}"
+
+    @property
+    def ledger_url(self) -> str:
+        """The ledger of all services."""
+        return os.environ.get("EVENLOAD_LEDGER_URL") or f"sqlite:///{self.data / 'ledger.sqlite'}"
 
     @property
     def logs(self) -> Path:
@@ -186,6 +193,8 @@ async def _start_broker(plan: Plan, supervisor: Supervisor, say: Say) -> Private
 
 async def _start_services(plan: Plan, supervisor: Supervisor, broker: PrivateBroker | None, say: Say) -> None:
     say(f"starting gateway, balancer and {len(plan.grid.substation)} substations")
+    if plan.ledger_url.startswith(SQLITE_SCHEME):
+        supervisor.watch_lock(lock_path(Path(plan.ledger_url.removeprefix(SQLITE_SCHEME))))
     ids = [spec.id for spec in plan.grid.substation]
     names = [("gateway", "gateway", ""), ("balancer", "balancer", "")]
     names += [(f"substation-{one}", "substations", one) for one in ids]
@@ -220,7 +229,7 @@ def _service(
     environment = {
         "EVENLOAD_INSTANCE": name,
         "EVENLOAD_ADMIN_PORT": str(port),
-        "EVENLOAD_LEDGER_URL": os.environ.get("EVENLOAD_LEDGER_URL") or f"sqlite:///{plan.data / 'ledger.sqlite'}",
+        "EVENLOAD_LEDGER_URL": plan.ledger_url,
         "EVENLOAD_GRID": plan.settings.grid,
         "EVENLOAD_LOG_FORMAT": "json",
     }

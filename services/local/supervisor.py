@@ -9,7 +9,10 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import psutil
+
 from services.errors import EvenloadError, Misconfigured
+from services.local.lock_watch import LOOK_EVERY_S, STANDS_STILL_S, LockWatch, StandsStill
 from services.local.process import ProcessSpec
 
 DEATHS_MAX = 3
@@ -36,6 +39,7 @@ class Supervisor:
         self._specs: dict[str, ProcessSpec] = {}
         self._keepers: dict[str, asyncio.Task[None]] = {}
         self._were_ready: set[str] = set()
+        self._watches: list[asyncio.Task[None]] = []
         self._ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def pids(self) -> dict[str, int]:
@@ -55,6 +59,12 @@ class Supervisor:
         await self._until_ready(spec)
         self._were_ready.add(spec.name)
 
+    def watch_lock(self, lock: Path) -> None:
+        """From now on kill whichever of the processes stands still on a lock, and tell of anybody else who does."""
+        watch = asyncio.create_task(self._watch(LockWatch(lock)))
+        self._watches.append(watch)
+        watch.add_done_callback(self._note_end)
+
     async def until_ended(self) -> None:
         """Wait until the stack cannot go on; raises `StackEnded` or `Misconfigured`."""
         await asyncio.shield(self._ended)
@@ -66,21 +76,28 @@ class Supervisor:
             keeper.cancel()
         await asyncio.gather(*keepers, return_exceptions=True)
         await asyncio.gather(*(self._end(name) for name in self._processes if name not in last))
+        # Watched to the end: the last words of the others must not wait for one that is frozen.
+        for watch in self._watches:
+            watch.cancel()
+        await asyncio.gather(*self._watches, return_exceptions=True)
         for name in last:
             if name in self._processes:
                 await self._end(name)
 
     async def _spawn(self, spec: ProcessSpec) -> None:
-        with spec.log.open("ab") as log:
-            self._processes[spec.name] = await asyncio.create_subprocess_exec(
-                *spec.argv,
-                stdin=asyncio.subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                cwd=spec.cwd,
-                env={**os.environ, **spec.environment, **self._environment},
-                start_new_session=True,
-            )
+        try:
+            with spec.log.open("ab") as log:
+                self._processes[spec.name] = await asyncio.create_subprocess_exec(
+                    *spec.argv,
+                    stdin=asyncio.subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    cwd=spec.cwd,
+                    env={**os.environ, **spec.environment, **self._environment},
+                    start_new_session=True,
+                )
+        except OSError as error:
+            raise StackEnded(f"{spec.name} cannot be started: {error.filename or spec.log}: {error.strerror}") from None
 
     async def _keep(self, spec: ProcessSpec) -> None:
         deaths: list[float] = []
@@ -101,6 +118,28 @@ class Supervisor:
             self._say(f"{spec.name} died ({_say_code(code)}); starting it again in {pause_s:g} s")
             await asyncio.sleep(pause_s)
             await self._spawn(spec)
+
+    async def _watch(self, watch: LockWatch) -> None:
+        told: StandsStill | None = None
+        while True:
+            await asyncio.sleep(LOOK_EVERY_S)
+            found = watch.look(time.monotonic())
+            if found is not None and found != told:
+                self._say(self._let_go(found))
+            told = found
+
+    def _let_go(self, found: StandsStill) -> str:
+        """Kill a process of ours that stands still on the lock; returns what to say of it."""
+        name = next((name for name, pid in self.pids().items() if pid == found.pid), None)
+        who = f"{name or _command(found.pid)} (pid {found.pid})"
+        still = f"{who} has stood still on the ledger's lock for {STANDS_STILL_S:g} s, so that nobody can write"
+        if found.waits_for_disk:
+            return f"{still}: it waits for the disk, which killing it would not end"
+        if name is None:
+            return f"{still}: it is none of ours, so end it, or let it go on: `kill {found.pid}`"
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(found.pid, signal.SIGKILL)
+        return f"{still}: killing it"
 
     def _note_end(self, keeper: asyncio.Task[None]) -> None:
         if keeper.cancelled() or self._ended.done():
@@ -135,6 +174,12 @@ class Supervisor:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             await process.wait()
+
+
+def _command(pid: int) -> str:
+    with contextlib.suppress(psutil.Error):
+        return " ".join(psutil.Process(pid).cmdline())[:60]
+    return "somebody"
 
 
 def last_lines(log: Path, most: int = LAST_LINES) -> str:

@@ -141,3 +141,45 @@ async def test_a_faulty_batch_is_written_as_a_whole_or_not_at_all(ledger):
 
     assert await ledger.intake.request("good") is None
     await ledger.accepted("good")
+
+
+async def test_a_ledger_that_was_moved_away_takes_nothing_until_it_is_back(ledger, path):
+    away = path.with_name("away")
+    away.mkdir()
+    for file in path.parent.glob(f"{path.name}*"):
+        file.rename(away / file.name)
+
+    with pytest.raises(LedgerUnavailable, match=f"{path}: No such file"):
+        await ledger.accepted("lost")
+    assert not path.exists()
+
+    for file in away.iterdir():
+        file.rename(path.with_name(file.name))
+    await ledger.accepted("kept")
+    assert await ledger.intake.request("lost") is None
+
+
+async def test_another_file_in_the_place_of_the_ledger_is_not_written(tmp_path):
+    path = tmp_path / "ledger.sqlite"
+    async with opened(path) as connection:
+        ledger = Ledger(connection)
+        await ledger.accepted("first")
+        path.rename(tmp_path / "old")
+        path.write_bytes(b"")
+
+        with pytest.raises(LedgerUnavailable, match="another file"):
+            await ledger.accepted("lost")
+
+    assert path.read_bytes() == b""
+
+
+async def test_why_writing_fails_is_told_until_it_goes_well_again(ledger, path):
+    assert ledger.connection.fault is None
+    gone = path.rename(path.with_name("gone"))
+    with pytest.raises(LedgerUnavailable):
+        await ledger.connection.probe()
+    assert "No such file" in ledger.connection.fault
+
+    gone.rename(path)
+    await ledger.connection.probe()
+    assert ledger.connection.fault is None

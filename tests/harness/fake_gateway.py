@@ -8,6 +8,9 @@ from typing import Any
 
 from aiohttp import web
 
+NO_ANSWER = (500, b"")
+"""An answer that never arrives: the connection breaks."""
+
 
 class FakeGateway:
     """Answers by method and path without the query; an answer is (status, body), bytes or JSON, or a list of them."""
@@ -33,6 +36,8 @@ class FakeGateway:
         told = self.answers.get((asked.method, asked.path), nothing)
         if isinstance(told, list):
             told = told.pop(0) if len(told) > 1 else told[0]
+        if told is NO_ANSWER:
+            asked.transport.abort()
         status, content = told
         if isinstance(content, bytes):
             return web.Response(status=status, body=content, content_type="text/html")

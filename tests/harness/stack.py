@@ -12,6 +12,7 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from email.message import Message
 from pathlib import Path
 from typing import Any
 
@@ -25,15 +26,49 @@ START_WITHIN_S = 150.0
 Answer = tuple[int, Any]
 
 
-class Stack:
+class Api:
+    """A gateway at an address."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+
+    def request(self, method: str, path: str, body: object = None, **headers: str) -> Answer:
+        status, _, answer = self.whole_answer(method, path, body, **headers)
+        return status, answer
+
+    def whole_answer(
+        self, method: str, path: str, body: object = None, **headers: str
+    ) -> tuple[int, Message, dict[str, Any]]:
+        """Status, headers and body."""
+        request = urllib.request.Request(  # noqa: S310
+            self.url + path,
+            method=method,
+            data=None if body is None else json.dumps(body).encode(),
+            headers=headers | ({} if body is None else {"Content-Type": "application/json"}),
+        )
+        try:
+            with urllib.request.urlopen(request, timeout=20) as response:  # noqa: S310
+                return response.status, response.headers, json.loads(response.read())
+        except urllib.error.HTTPError as error:
+            with error:
+                return error.code, error.headers, json.loads(error.read())
+
+    def get(self, path: str) -> Answer:
+        return self.request("GET", path)
+
+    def post(self, **body: object) -> Answer:
+        return self.request("POST", "/charge-requests", body)
+
+
+class Stack(Api):
     """A running `make run` with its own data folder and port."""
 
     def __init__(
         self, data: Path, port: int, environment: dict[str, str], command: list[str], cwd: Path = ROOT
     ) -> None:
+        super().__init__(f"http://127.0.0.1:{port}")
         self.data = data
         self.port = port
-        self.url = f"http://127.0.0.1:{port}"
         self.lines: list[str] = []
         self._changed = threading.Condition()
         self.process = subprocess.Popen(
@@ -92,26 +127,6 @@ class Stack:
     def console(self) -> tuple[str, str, str]:
         return self.until_said(r"RabbitMQ console +(\S+) +login (\S+) / (\S+)").groups()
 
-    def request(self, method: str, path: str, body: object = None, **headers: str) -> Answer:
-        request = urllib.request.Request(  # noqa: S310
-            self.url + path,
-            method=method,
-            data=None if body is None else json.dumps(body).encode(),
-            headers=headers | ({} if body is None else {"Content-Type": "application/json"}),
-        )
-        try:
-            with urllib.request.urlopen(request, timeout=20) as response:  # noqa: S310
-                return response.status, json.loads(response.read())
-        except urllib.error.HTTPError as error:
-            with error:
-                return error.code, json.loads(error.read())
-
-    def get(self, path: str) -> Answer:
-        return self.request("GET", path)
-
-    def post(self, **body: object) -> Answer:
-        return self.request("POST", "/charge-requests", body)
-
     def submit(self, count: int, over_s: float = 0.0, **body: object) -> list[str]:
         """Send requests like clients that try again until they get their 202; returns the ids."""
 
@@ -162,6 +177,15 @@ class Stack:
                     return process
         return None
 
+    def admin_port(self, instance: str) -> int:
+        """Where a service tells of its health now."""
+        return int(self.service(instance).environ()["EVENLOAD_ADMIN_PORT"])
+
+    def said_by(self, instance: str) -> list[dict[str, Any]]:
+        """The lines of a service's log."""
+        lines = (self.data / "logs" / f"{instance}.log").read_text().splitlines()
+        return [json.loads(line) for line in lines if line.startswith("{") and line.endswith("}")]
+
     def processes(self) -> list[psutil.Process]:
         return marked(self.data)
 
@@ -177,6 +201,18 @@ class Stack:
         if self.process.poll() is None:
             self.process.send_signal(signum)
         return self.wait(within_s)
+
+
+def readiness(admin_port: int) -> tuple[int, str]:
+    """What `/readyz` answers: status and text; status 0 where nobody does."""
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{admin_port}/readyz", timeout=5) as response:
+            return response.status, response.read().decode()
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, error.read().decode()
+    except OSError:
+        return 0, ""
 
 
 def marked(data: Path) -> list[psutil.Process]:

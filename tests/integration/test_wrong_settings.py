@@ -7,6 +7,7 @@ import sqlite3
 import subprocess
 import sys
 import uuid
+from pathlib import Path
 
 import pytest
 from harness.broker import Vhost, api
@@ -345,3 +346,12 @@ def test_a_broker_user_with_too_few_rights(refusal, vhost, who, right, pattern, 
     assert f"EVENLOAD_AMQP_URL: user '{role}' lacks the " in said
     assert lacking in said
     assert f"in vhost '{vhost.name}': grant it with `rabbitmqctl set_permissions`" in said
+
+
+@pytest.mark.parametrize("who", SERVICES)
+def test_a_full_disk_under_the_output_changes_no_exit_code(who):
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("EVENLOAD_")}
+    with Path("/dev/full").open("w") as full:
+        ended = subprocess.run(COMMANDS[who], env=environment, stdout=full, stderr=full, timeout=60, check=False)
+
+    assert ended.returncode == 2

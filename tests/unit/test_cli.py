@@ -5,7 +5,7 @@ import subprocess
 import sys
 
 import pytest
-from harness.fake_gateway import fake_gateway, line, load_table, problem, request
+from harness.fake_gateway import NO_ANSWER, fake_gateway, line, load_table, problem, request
 from typer.testing import CliRunner
 
 from services.cli.main import app
@@ -332,3 +332,29 @@ def test_a_substation_without_a_lease_is_shown_as_lost(gateway):
     gateway.answers["GET", "/substations"] = (200, load_table(line("north", has_lease=False)))
 
     assert "lost" in run(gateway, "substations").stdout
+
+
+def test_a_request_of_a_rush_that_had_no_answer_is_sent_again_under_the_same_key(gateway):
+    accepted = (202, {"request_id": "r-1", "status": "accepted"})
+    gateway.answers["POST", "/charge-requests"] = [NO_ANSWER, accepted]
+    told = run(gateway, "rush", "--requests", "1", "--over", "0", "--json")
+
+    sent = [(headers["Idempotency-Key"], body) for method, _, headers, body in gateway.asked if method == "POST"]
+    assert len(sent) == 2
+    assert sent[0] == sent[1]
+    summary = json.loads(told.stdout)
+    assert (told.exit_code, summary["accepted"], summary["refused"], summary["no_answer"]) == (0, 1, {}, {})
+
+
+def test_a_request_of_a_rush_that_never_had_an_answer_is_not_called_refused(gateway, monkeypatch):
+    monkeypatch.setattr("services.cli.rush.TRY_AGAIN_AFTER_S", 0.01)
+    gateway.answers["POST", "/charge-requests"] = NO_ANSWER
+    told = run(gateway, "rush", "--requests", "2", "--over", "0", "--json")
+
+    summary = json.loads(told.stdout)
+    assert (told.exit_code, summary["accepted"], summary["refused"]) == (1, 0, {})
+    assert sum(summary["no_answer"].values()) == 2
+    assert any("had no answer, and may be accepted or not" in said for said in summary["verdict"])
+    keys = [headers["Idempotency-Key"] for method, _, headers, _ in gateway.asked if method == "POST"]
+    assert len(keys) == 2 * 3
+    assert len(set(keys)) == 2

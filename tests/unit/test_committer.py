@@ -261,3 +261,29 @@ async def test_only_transactions_that_were_committed_are_timed(driver):
 
     assert len(seconds) == 1
     assert seconds[0] >= 0
+
+
+async def test_a_deadline_that_passed_is_a_fault_until_something_is_written(driver):
+    committer = Committer(lambda: driver, deadline_s=0.05)
+    held = driver.hold_next()
+    with pytest.raises(LedgerUnavailable):
+        await committer.submit(WRITE, rows("a"))
+    assert "could not begin" in committer.fault
+
+    held.go_on.set()
+    async with asyncio.timeout(PATIENCE_S):
+        while committer.fault is not None:
+            with contextlib.suppress(LedgerUnavailable):
+                await committer.submit(WRITE, rows("b"))
+    await committer.close()
+
+
+async def test_a_drivers_fault_is_told_until_something_is_written(driver, committer):
+    driver.faults = [LedgerUnavailable("full"), RuntimeError("odd")]
+    for cause in ("full", "odd"):
+        with pytest.raises(LedgerUnavailable):
+            await committer.submit(WRITE, rows("a"))
+        assert cause in committer.fault
+
+    await committer.submit(WRITE, rows("a"))
+    assert committer.fault is None

@@ -214,3 +214,12 @@ def test_an_instance_has_the_name_that_was_given_or_one_of_its_own(environ):
 def test_every_setting_says_what_it_is_for():
     for kind in (CommonSettings, LocalSettings, *SERVICES):
         assert all(field.description for field in kind.model_fields.values())
+
+
+def test_a_crash_point_that_is_none_is_refused_with_the_known_ones(environ):
+    environ(EVENLOAD_CRASH_POINT="gateway.comitted")
+    with pytest.raises(Misconfigured, match=r"^EVENLOAD_CRASH_POINT: a crash point.*gateway\.committed.*sweep"):
+        load_for_service(GatewaySettings)
+
+    environ(EVENLOAD_CRASH_POINT="gateway.committed:2")
+    assert load(CommonSettings).crash_point == "gateway.committed:2"

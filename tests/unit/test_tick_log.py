@@ -1,7 +1,10 @@
+import contextlib
 import math
+import resource
 
 import pytest
 from harness.tick_trace import Logged, Tick, logged
+from structlog.testing import capture_logs
 
 from services.errors import Misconfigured
 from services.ledger.records import Claimed
@@ -55,3 +58,32 @@ def test_a_folder_that_cannot_be_used_is_named_with_its_setting(tmp_path):
 
     with pytest.raises(Misconfigured, match=r"^EVENLOAD_SUBSTATION_TICK_LOG: .*file.* cannot be used"):
         TickLog(tmp_path / "file")
+
+
+@contextlib.contextmanager
+def room_for(most_bytes):
+    """No file of this process may grow beyond it."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most_bytes, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_ticks_that_a_full_disk_has_no_room_for_are_left_out_whole_and_it_is_said_once(tmp_path):
+    one = substation()
+    log = TickLog(tmp_path)
+    with capture_logs() as said:
+        for now_s in range(1, 8):
+            one.tick(float(now_s))
+            if 3 <= now_s <= 5:
+                with room_for((tmp_path / "north-1.jsonl").stat().st_size + 20):
+                    log.write(one)
+            else:
+                log.write(one)
+    log.close()
+
+    assert [tick.at_s for tick in logged(tmp_path)["north-1"]] == [1.0, 2.0, 6.0, 7.0]
+    assert [line["event"] for line in said] == ["tick_log_interrupted", "tick_log_resumed"]
+    assert said[0]["substation"] == "north"

@@ -1,0 +1,126 @@
+"""One fault at a time on a running stack, by the numbers of the failure model; crash points make the moment certain."""
+
+import json
+import signal
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from harness.beside import beside
+from harness.stack import Stack, readiness, started, until
+
+from services.local.stack import free_ports
+
+KILLED = -signal.SIGKILL
+SPEED = 600
+
+
+@pytest.fixture(scope="module")
+def stack(tmp_path_factory):
+    data = tmp_path_factory.mktemp("failures") / "data"
+    with started(data, free_ports(1)[0], EVENLOAD_SPEED=str(SPEED)) as one:
+        yield one.until_up()
+
+
+def ids_of_vehicle(stack: Stack, vehicle_id: str) -> list[str]:
+    items = stack.get("/charge-requests?limit=500")[1]["items"]
+    return [line["request_id"] for line in items if line["vehicle_id"] == vehicle_id]
+
+
+def test_failure_1_a_gateway_killed_between_commit_and_reply_leaves_one_request_for_who_tries_again(stack):
+    body, key = {"vehicle_id": "EV-row-1", "energy_kwh": 1}, {"Idempotency-Key": "row-1"}
+    with beside(stack, "gateway", EVENLOAD_CRASH_POINT="gateway.committed") as doomed:
+        with pytest.raises(OSError):
+            doomed.request("POST", "/charge-requests", body, **key)
+        assert doomed.process.wait(10) == KILLED
+    [committed] = ids_of_vehicle(stack, "EV-row-1")
+
+    status, answer = stack.request("POST", "/charge-requests", body, **key)
+
+    assert (status, answer["request_id"]) == (202, committed)
+    stack.until_ended([committed])
+    assert ids_of_vehicle(stack, "EV-row-1") == [committed]
+
+
+@pytest.mark.parametrize("place", ["gateway.replied", "gateway.published"])
+def test_failure_2_a_gateway_killed_behind_its_reply_loses_nothing(stack, place):
+    with beside(stack, "gateway", EVENLOAD_CRASH_POINT=place) as doomed:
+        status, answer = doomed.post(vehicle_id="EV-row-2", energy_kwh=1)
+        assert status == 202
+        assert doomed.process.wait(10) == KILLED
+
+    stack.until_ended([answer["request_id"]])
+
+
+def test_failure_3_concurrent_retries_on_two_gateways_are_one_request(stack):
+    body, key = {"vehicle_id": "EV-row-3", "energy_kwh": 1}, {"Idempotency-Key": "row-3"}
+    with beside(stack, "gateway") as other, ThreadPoolExecutor(32) as clients:
+        answers = list(
+            clients.map(
+                lambda number: (stack, other)[number % 2].request("POST", "/charge-requests", body, **key), range(64)
+            )
+        )
+
+    assert {status for status, _ in answers} == {202}
+    assert len({json.dumps(answer) for _, answer in answers}) == 1
+    assert ids_of_vehicle(stack, "EV-row-3") == [answers[0][1]["request_id"]]
+    stack.until_ended([answers[0][1]["request_id"]])
+
+
+@pytest.mark.parametrize("place", ["balancer.chosen", "balancer.assigned", "balancer.published"])
+def test_failure_7_a_balancer_killed_on_the_way_from_choice_to_ack_doubles_and_loses_nothing(stack, place):
+    with beside(stack, "balancer", EVENLOAD_CRASH_POINT=place) as doomed:
+        request_ids = []
+        while doomed.process.poll() is None:  # it shares the intake with the stack's own
+            request_ids += stack.submit(1, energy_kwh=1)
+        assert doomed.process.returncode == KILLED
+
+    stack.until_ended(request_ids)
+
+
+def test_failure_27_of_a_cancel_that_races_claim_and_finish_one_wins_and_the_answer_says_which(stack):
+    def race(number: int) -> tuple[str, set[tuple[int, str]]]:
+        gateway = (stack, other)[number % 2]
+        path = f"/charge-requests/{gateway.post(vehicle_id=f'EV-row-27-{number}', energy_kwh=1)[1]['request_id']}"
+        time.sleep(number % 15 * 0.1)  # from at once to past the end of a session of half a second
+        with ThreadPoolExecutor(2) as both:
+            answers = [both.submit(one.request, "DELETE", path) for one in (stack, other)]
+        return path, {(one.result()[0], one.result()[1]["status"]) for one in answers}
+
+    with beside(stack, "gateway") as other, ThreadPoolExecutor(16) as clients:
+        told = dict(clients.map(race, range(60)))
+
+    stack.until_ended([path.rpartition("/")[2] for path in told])
+    for path, answers in told.items():
+        history = [line["status"] for line in stack.get(path)[1]["history"]]
+        end, was_charged = history[-1], "charging" in history
+        for status, said in answers:
+            match said:
+                case "cancelled":
+                    assert (status, end, was_charged) == (200, "cancelled", False), (path, history)
+                case "charging":  # the stop was asked for; the session may have had its energy before it was heard
+                    assert (status, end in {"stopped", "completed"}, was_charged) == (202, True, True), (path, history)
+                case _:
+                    assert (status, said) == (200, end), (path, history)
+    assert len({said for answers in told.values() for _, said in answers}) > 1
+
+
+@pytest.mark.parametrize("victim", ["gateway", "balancer", "substation-north"])
+def test_failure_25_a_service_told_to_end_under_load_turns_unready_settles_and_leaves_with_0(stack, victim):
+    process = stack.service(victim)
+    admin_port = stack.admin_port(victim)
+    said_before = len(stack.said_by(victim))
+    assert readiness(admin_port)[0] == 200
+    with ThreadPoolExecutor(1) as clients:
+        rush = clients.submit(stack.submit, 200, over_s=4.0, energy_kwh=2, max_power_kw=11)
+        time.sleep(1.5)  # in the midst of it
+
+        process.terminate()
+        stack.until_said(rf"{victim} died \(exit code 0\)", within_s=10)
+        request_ids = rush.result(60)
+
+    events = [line["event"] for line in stack.said_by(victim)[said_before:]]
+    assert "drain_cut_short" not in events
+    assert events.index("drain_started") < events.index("service_drained") < events.index("service_ready")
+    stack.until_ended(request_ids)
+    until(lambda: readiness(admin_port)[0] == 200, f"{victim} ready again")

@@ -1,0 +1,46 @@
+"""One more service beside a running stack: on its ledger and broker, but started, told and ended by a test."""
+
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from harness.stack import ROOT, Api, Stack, readiness, until
+
+from services.local.stack import PYTHON_MODULE, free_ports
+
+
+class Beside(Api):
+    """The process; a gateway can be asked, too."""
+
+    def __init__(self, process: subprocess.Popen[bytes], port: int) -> None:
+        super().__init__(f"http://127.0.0.1:{port}")
+        self.process = process
+
+
+@contextmanager
+def beside(stack: Stack, package: str, **environment: str) -> Iterator[Beside]:
+    """Start `package` and wait until it is ready; it is gone at the end."""
+    port, admin_port = free_ports(2)
+    log = stack.data / "logs" / f"beside-{port}.log"
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [*PYTHON_MODULE, package],
+            cwd=ROOT,
+            env={
+                **stack.service(package).environ(),
+                "EVENLOAD_INSTANCE": f"beside-{port}",
+                "EVENLOAD_ADMIN_PORT": str(admin_port),
+                "EVENLOAD_GATEWAY_PORT": str(port),
+                **environment,
+            },
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+        )
+    try:
+        until(lambda: readiness(admin_port)[0] == 200, f"a ready {package}, see {log}")
+        yield Beside(process, port)
+    finally:
+        process.kill()
+        process.wait(30)
