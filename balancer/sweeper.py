@@ -10,6 +10,7 @@ from typing import TypeVar
 
 from balancer.metrics import BalancerMetrics
 from services.clock import monotonic_s
+from services.crash_points import crash_point
 from services.errors import LedgerUnavailable
 from services.ledger.leases import SilenceWatch, is_lost
 from services.ledger.records import Breach, Swept
@@ -76,7 +77,9 @@ class Sweeper:
         if lost:
             for one in lost:
                 log.warning("substation_lost", substation=one.substation, epoch=one.epoch, holder=one.holder)
+            crash_point("sweep.read")
             self._note(await self._ledger.lose(lost))
+            crash_point("sweep.swept")
         self._note(await self._ledger.lose_orphans())
         await self._take_back_unclaimed()
         expired = await self._ledger.expire()

@@ -15,12 +15,12 @@ NAMES = (
     "balancer.chosen",  # and reserved, nothing is written
     "balancer.assigned",  # written, not published
     "balancer.published",  # not acked
-    "substation.claimed",
-    "substation.started",
-    "substation.ended",
-    "substation.settled",
+    "substation.claimed",  # by the ledger, not begun
+    "substation.started",  # nothing acked
+    "substation.ended",  # by the ledger, the connector not free
+    "substation.settled",  # told to leave: nothing charges any more, the lease is held
     "heartbeat.sent",
-    "heartbeat.applied",
+    "heartbeat.applied",  # by the ledger, nothing of the answer taken over
     "sweep.read",  # between the sweep's look and its compare-and-set
     "sweep.swept",
 )

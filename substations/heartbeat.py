@@ -8,6 +8,7 @@ import asyncio
 from collections.abc import Mapping, Sequence
 
 from services.clock import monotonic_s
+from services.crash_points import crash_point
 from services.errors import LedgerUnavailable, Misconfigured
 from services.ledger.leases import Lease, SilenceWatch, silence_s
 from services.ledger.records import Beat, Heartbeat, Orders, Registration
@@ -114,8 +115,10 @@ class Host:
         told = self._beats()
         if not told:
             return
+        crash_point("heartbeat.sent")
         sent_at_s = monotonic_s()
         answers = {one.substation: one for one in await self._ledger.beat(list(told.values()), ADOPT_AFTER_MS)}
+        crash_point("heartbeat.applied")
         for substation, beat in told.items():
             worker = self._workers[substation]
             if worker.substation.epoch != beat.epoch:

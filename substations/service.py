@@ -12,6 +12,7 @@ from services.backends import opened
 from services.broker import topology
 from services.broker.settle import Consumer
 from services.clock import monotonic_s
+from services.crash_points import crash_point
 from services.errors import LedgerUnavailable, Misconfigured
 from services.grid import SubstationSpec, load_grid
 from services.ledger.charging import LedgerCharging
@@ -65,6 +66,7 @@ async def serve(life: Life, settings: SubstationSettings) -> None:
                 async with asyncio.timeout(LAST_WORDS_S):
                     for worker in workers.values():
                         await worker.settle()
+            crash_point("substation.settled")
             with contextlib.suppress(LedgerUnavailable, TimeoutError):
                 async with asyncio.timeout(LAST_WORDS_S):
                     await host.release()

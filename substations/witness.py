@@ -4,13 +4,17 @@ For checking the promises from outside, without trusting the ledger: its lines a
 the monotonic clock, which all processes of one machine share, and survive a `kill -9` of the process.
 """
 
+import errno
 import json
 import os
 import tempfile
 from pathlib import Path
 
 from services.errors import Misconfigured
+from services.logs import get_logger
 from substations.substation import Substation
+
+log = get_logger(__name__)
 
 Key = tuple[str, int, int]
 """A request at an attempt within an epoch."""
@@ -30,6 +34,7 @@ class Witness:
         self._epoch = 0
         self._seen: dict[Key, int] = {}
         self._ticked_at_s = 0.0
+        self._is_broken = False
         try:
             folder.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=folder):
@@ -38,7 +43,10 @@ class Witness:
             raise Misconfigured(f"EVENLOAD_SUBSTATION_WITNESS: {folder} cannot be used: {error.strerror}") from None
 
     def write(self, substation: Substation) -> None:
-        """Note what the tick just made changed; returns when it is on disk; raises `OSError`."""
+        """Note what the tick just made changed; returns when it is on disk.
+
+        What a full disk has no room for is written at the next tick, behind a line that may be broken.
+        """
         now: dict[Key, int] = {
             (one.claimed.request_id, one.claimed.attempt, one.claimed.epoch): one.delivered_j
             for one in substation.sessions.values()
@@ -52,9 +60,15 @@ class Witness:
                 piece = {"event": "energy", "from_s": self._ticked_at_s, "to_s": at_s, "energy_j": energy_j}
                 events.append((key, piece))
         events += [(key, {"event": "stop", "at_s": at_s}) for key in self._seen.keys() - now.keys()]
-        self._seen, self._ticked_at_s = now, at_s
-        if events:
-            self._append(substation, events)
+        try:
+            if events:
+                self._append(substation, events)
+        except OSError as error:
+            if not self._is_broken:
+                log.error("witness_interrupted", substation=substation.id, cause=error.strerror)
+            self._is_broken = True
+            return
+        self._seen, self._ticked_at_s, self._is_broken = now, at_s, False
 
     def _append(self, substation: Substation, events: list[tuple[Key, dict[str, object]]]) -> None:
         lines = [
@@ -69,7 +83,9 @@ class Witness:
             self._epoch = substation.epoch
             name = f"{substation.id}-{substation.epoch}-{os.getpid()}.jsonl"
             self._file = os.open(self._folder / name, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        os.write(self._file, ("\n".join(lines) + "\n").encode())
+        text = ("\n" * self._is_broken + "\n".join(lines) + "\n").encode()
+        if os.write(self._file, text) != len(text):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         os.fsync(self._file)
 
     def close(self) -> None:

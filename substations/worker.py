@@ -5,6 +5,7 @@ from collections.abc import Coroutine, Sequence
 from typing import Any
 
 from services.clock import monotonic_s
+from services.crash_points import crash_point
 from services.errors import LedgerUnavailable
 from services.ledger.charging import Charging
 from services.ledger.records import Ending
@@ -66,12 +67,14 @@ class Worker:
                 in_bays=substation.in_bays,
                 grant_s=substation.grant_s,
             )
+            crash_point("substation.claimed")
             if substation.epoch != epoch:
                 return  # the lease was lost meanwhile, and with it what this tenure claimed
             for one in claims.claimed:
                 substation.start(one, asked_at_s)
             if claims.claimed:
                 log.info("requests_claimed", substation=substation.id, requests=len(claims.claimed))
+                crash_point("substation.started")
             beyond = substation.park(claims.held)
             if beyond:
                 reason = Reason.DECLINED if substation.is_operative else Reason.DRAINED
@@ -147,6 +150,7 @@ class Worker:
             return
         finally:
             self._being_written.difference_update(one.request_id for one in endings)
+        crash_point("substation.ended")
         for one in endings:
             is_ours = one.request_id in numbers
             self.substation.finish(one, monotonic_s(), counts=is_ours)

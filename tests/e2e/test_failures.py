@@ -15,6 +15,25 @@ KILLED = -signal.SIGKILL
 SPEED = 600
 
 
+ISLAND = """
+name = "island"
+[[substation]]
+id = "island"
+zone = "island"
+rated_kva = 100
+limit_kw = 80
+connectors = 10
+"""
+
+
+@pytest.fixture(scope="module")
+def island(stack):
+    """The settings of a substation beside the stack's own, in a zone of its own."""
+    grid = stack.data.parent / "island.toml"
+    grid.write_text(ISLAND)
+    return {"EVENLOAD_GRID": str(grid), "EVENLOAD_SUBSTATION_IDS": "island"}
+
+
 @pytest.fixture(scope="module")
 def stack(tmp_path_factory):
     data = tmp_path_factory.mktemp("failures") / "data"
@@ -76,6 +95,49 @@ def test_failure_7_a_balancer_killed_on_the_way_from_choice_to_ack_doubles_and_l
         assert doomed.process.returncode == KILLED
 
     stack.until_ended(request_ids)
+
+
+@pytest.mark.parametrize(
+    "place",
+    ["substation.claimed", "substation.started", "substation.ended", "heartbeat.sent:6", "heartbeat.applied:6"],
+)
+def test_failure_9_a_substation_killed_at_any_step_goes_on_with_its_sessions_at_its_return(stack, island, place):
+    request_ids = stack.submit(3, energy_kwh=4, max_power_kw=11, zone="island")
+    with beside(stack, "substations", **island, EVENLOAD_CRASH_POINT=place) as doomed:
+        assert doomed.process.wait(60) == KILLED
+    with beside(stack, "substations", **island):
+        stack.until_ended(request_ids)
+    for one in request_ids:
+        answer = stack.get(f"/charge-requests/{one}")[1]
+        assert (answer["status"], answer["energy_delivered_kwh"]) == ("completed", 4)
+
+
+@pytest.mark.parametrize("place", ["sweep.read", "sweep.swept"])
+def test_failure_10_a_sweep_that_is_killed_is_done_by_the_next_balancer(stack, island, place):
+    own = stack.service("balancer")
+    with beside(stack, "substations", **island) as lost:
+        request_ids = stack.submit(3, energy_kwh=100, max_power_kw=11, zone="island")
+        until(
+            lambda: all(stack.get(f"/charge-requests/{one}")[1]["status"] == "charging" for one in request_ids),
+            "claims",
+        )
+        own.suspend()
+        try:
+            with beside(stack, "balancer", EVENLOAD_CRASH_POINT=place) as doomed:
+                lost.process.kill()
+                assert doomed.process.wait(60) == KILLED
+        finally:
+            own.resume()
+    until(
+        lambda: all(
+            stack.get(f"/charge-requests/{one}")[1]["history"][-1]["reason"] == "substation_lost" for one in request_ids
+        ),
+        "the end of the sweep",
+    )
+    for one in request_ids:  # their zone is gone, and what they got stays told
+        assert stack.request("DELETE", f"/charge-requests/{one}")[0] == 200
+    stack.until_ended(request_ids)
+    assert {stack.get(f"/charge-requests/{one}")[1]["status"] for one in request_ids} == {"stopped"}
 
 
 def test_failure_27_of_a_cancel_that_races_claim_and_finish_one_wins_and_the_answer_says_which(stack):

@@ -19,7 +19,7 @@ class Beside(Api):
 
 @contextmanager
 def beside(stack: Stack, package: str, **environment: str) -> Iterator[Beside]:
-    """Start `package` and wait until it is ready; it is gone at the end."""
+    """Start `package` and wait until it is ready, or has ended; it is gone at the end."""
     port, admin_port = free_ports(2)
     log = stack.data / "logs" / f"beside-{port}.log"
     with log.open("wb") as output:
@@ -27,7 +27,7 @@ def beside(stack: Stack, package: str, **environment: str) -> Iterator[Beside]:
             [*PYTHON_MODULE, package],
             cwd=ROOT,
             env={
-                **stack.service(package).environ(),
+                **stack.service("substation-north" if package == "substations" else package).environ(),
                 "EVENLOAD_INSTANCE": f"beside-{port}",
                 "EVENLOAD_ADMIN_PORT": str(admin_port),
                 "EVENLOAD_GATEWAY_PORT": str(port),
@@ -39,7 +39,7 @@ def beside(stack: Stack, package: str, **environment: str) -> Iterator[Beside]:
             start_new_session=True,
         )
     try:
-        until(lambda: readiness(admin_port)[0] == 200, f"a ready {package}, see {log}")
+        until(lambda: process.poll() is not None or readiness(admin_port)[0] == 200, f"a ready {package}, see {log}")
         yield Beside(process, port)
     finally:
         process.kill()
