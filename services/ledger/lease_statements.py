@@ -199,7 +199,8 @@ WHERE request.status = 'assigned' AND request.substation = r.substation AND requ
 RETURNING request.id
 """
 ASSIGNED_HERE = """
-SELECT q.id, q.attempt, q.substation, q.changed_at_ms <= {now} - :older_than_ms AS is_overdue
+SELECT q.id, q.attempt, q.substation,
+       (q.changed_at_ms <= {now} - :older_than_ms OR q.changed_at_ms > {now}) AS is_overdue
 FROM {rows: substation} AS r JOIN request AS q ON q.status = 'assigned' AND q.substation = r.substation
 WHERE q.wait_until_ms > {now}
 ORDER BY q.priority DESC, q.wait_until_ms, q.arrival

@@ -41,14 +41,15 @@ _READER_PRAGMAS = ("PRAGMA query_only = ON", "PRAGMA busy_timeout = 5000", "PRAG
 class SqliteTransaction:
     """Statements on one connection; rendering is cached by their text."""
 
-    def __init__(self, connection: sqlite3.Connection) -> None:
+    def __init__(self, connection: sqlite3.Connection, dialect: Dialect = DIALECT) -> None:
         self._connection = connection
+        self._dialect = dialect
 
     def execute(self, statement: str, rows: Sequence[Sequence[Any]] = (), **parameters: Any) -> list[Row]:
         """Run one statement in the common dialect; `rows` become its JSON parameter."""
         if "{rows" in statement:
             parameters["rows"] = json.dumps(rows, separators=(",", ":"))
-        cursor = self._connection.execute(render(statement, DIALECT), parameters)
+        cursor = self._connection.execute(render(statement, self._dialect), parameters)
         names = [column[0] for column in cursor.description or ()]
         return [dict(zip(names, values, strict=True)) for values in cursor.fetchall()]
 

@@ -241,9 +241,11 @@ FROM {rows: id, attempt} AS r JOIN request AS q ON q.id = r.id
 WHERE q.status || '' = 'accepted' AND q.attempt = r.attempt AND q.wait_until_ms > {now}
 ORDER BY q.priority DESC, q.wait_until_ms, q.arrival
 """
+# What changed in the future did so before the database's clock was set back: nobody waits for that to come again.
 WAITING_FIRST = """
 SELECT id, attempt, power_max_w, zone FROM request
-WHERE status = 'accepted' AND wait_until_ms > {now} AND changed_at_ms <= {now} - :older_than_ms
+WHERE status = 'accepted' AND wait_until_ms > {now}
+  AND (changed_at_ms <= {now} - :older_than_ms OR changed_at_ms > {now})
   AND (zone IS NULL OR zone NOT IN (SELECT full_zone FROM {rows: full_zone} AS r))
 ORDER BY priority DESC, wait_until_ms, arrival
 LIMIT :most

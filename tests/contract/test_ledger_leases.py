@@ -248,6 +248,28 @@ async def test_who_stands_in_a_bay_is_claimed_before_who_comes_however_urgent(le
     assert [one.request_id for one in claims.claimed] == ["stands"]
 
 
+async def test_a_clock_that_was_set_back_hides_nobody_who_waits_for_a_message(ledger, execute):
+    await ledger.accepted("waits")
+    await ledger.assigned("assigned")
+    execute("UPDATE request SET changed_at_ms = changed_at_ms + 3600000")
+
+    assert [one.request_id for one in await ledger.dispatch.waiting_first(10, 2_000, [])] == ["waits"]
+    assert (await ledger.beat(adopt_after_ms=2_000)).overdue == (Hint("assigned", 1),)
+
+
+async def test_progress_at_an_earlier_attempt_is_not_that_of_the_present_one(ledger):
+    await ledger.claimed("r")
+    await lose(ledger)
+    await ledger.take(registration("north"))
+    await ledger.dispatch.assign([Assignment("r", 1, "north")])
+    await ledger.claim([Hint("r", 2)], "north", 3)
+
+    [stale] = (await ledger.beat(progress("r", 5, epoch=3, attempt=1), epoch=3)).charging
+    [own] = (await ledger.beat(progress("r", 7, epoch=3, attempt=2), epoch=3)).charging
+
+    assert (stale.energy_delivered_j, own.energy_delivered_j) == (0, 7)
+
+
 async def test_the_registry_tells_who_has_a_lease(ledger):
     await lose(ledger, "north")
     await ledger.tenancy.release([Beat("south", 1, HOLDER, (), (), 0)])

@@ -92,6 +92,28 @@ async def test_a_balancer_that_was_frozen_gives_nobody_up_at_its_first_look(swee
     assert ledger.lost == []
 
 
+async def test_silence_counts_from_the_answer_of_the_first_read_however_slow_it_was(sweeper, ledger):
+    """The lease may have been renewed just before the ledger read it."""
+    latencies_s = iter([2.0, 0.0, 0.0, 0.0, 0.0])
+
+    async def read():
+        sweeper.now_s += next(latencies_s)
+        return [HELD]
+
+    ledger.leases = read
+    await sweeper.sweep()
+    for _ in range(2):
+        sweeper.now_s += 2.0
+        await sweeper.sweep()
+    sweeper.now_s += 1.9
+    await sweeper.sweep()
+    assert ledger.lost == []
+
+    sweeper.now_s += 0.1
+    await sweeper.sweep()
+    assert ledger.lost == [HELD]
+
+
 async def test_an_assignment_that_no_beat_names_is_taken_back_in_time_and_a_new_one_waits_anew(sweeper, ledger):
     ledger.shown = []
     ledger.unnamed = [Hint("a", 1)]
