@@ -11,6 +11,7 @@ from aio_pika.exceptions import AMQPError, ChannelNotFoundEntity, InvalidFrameEr
 from yarl import URL
 
 from services.broker import topology
+from services.broker.channels import DeadlineConnection
 from services.errors import BrokerUnavailable, Misconfigured
 from services.logs import get_logger
 
@@ -52,6 +53,7 @@ async def _first_connection(url: str, name: str, startup_timeout_s: float) -> Ab
                         reconnect_interval=f"{random.uniform(0.5, 1.5):.2f}",  # noqa: S311
                     ),
                     client_properties={"connection_name": name},
+                    connection_class=DeadlineConnection,
                 )
         except BROKER_ERRORS as error:
             if loop.time() >= give_up_at:
