@@ -7,7 +7,7 @@ PYTHON ?= $(firstword $(foreach name,python3.11 python3.12 python3.13 python3.14
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help run rush locust test check readme lock clean
+.PHONY: help run rush locust test chaos check readme lock clean
 
 help: ## Show the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -23,6 +23,9 @@ locust: $(VENV)/.dev ## Open locust's page (127.0.0.1:8089) to play a rush hour 
 
 test: $(VENV)/.dev ## Run the test suite on a real RabbitMQ of its own
 	@$(BIN)/python -m pytest $(ARGS)
+
+chaos: $(VENV)/.dev ## Break a stack of its own 100 times at random, and check that no promise was broken (20 min)
+	@PYTHONPATH=tests $(BIN)/python -m harness.chaos $(ARGS)
 
 check: $(VENV)/.dev ## Run the linters: style, types, architecture, dead code, dependencies
 	$(BIN)/ruff check .
