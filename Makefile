@@ -7,7 +7,7 @@ PYTHON ?= $(firstword $(foreach name,python3.11 python3.12 python3.13 python3.14
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help run rush locust test model check readme lock clean
+.PHONY: help run rush locust test model chaos check readme lock clean
 
 help: ## Show the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -26,6 +26,9 @@ test: $(VENV)/.dev ## Run the test suite on a real RabbitMQ and PostgreSQL of it
 
 model: $(VENV)/.dev ## Run the protocol's model with 3,000 seeds (EVENLOAD_MODEL_RUNS, EVENLOAD_MODEL_FIRST_SEED)
 	@EVENLOAD_MODEL_RUNS=$${EVENLOAD_MODEL_RUNS:-3000} $(BIN)/python -m pytest tests/model --dist load $(ARGS)
+
+chaos: $(VENV)/.dev ## Break a stack of its own 100 times at random, and check that no promise was broken (20 min)
+	@PYTHONPATH=tests $(BIN)/python -m harness.chaos $(ARGS)
 
 check: $(VENV)/.dev ## Run the linters: style, types, architecture, dead code, dependencies
 	$(BIN)/ruff check .

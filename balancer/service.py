@@ -59,7 +59,7 @@ async def serve(life: Life, settings: BalancerSettings) -> None:
                 sweeper.sweep_for_ever(),
                 sweeper.forget_for_ever(round(settings.retention_days * DAY_MS)),
                 sweeper.audit_for_ever(),
-                consumer.consume(backends.consuming, prefetch=settings.prefetch, tag=life.instance),
+                consumer.consume_for_ever(backends.consuming, prefetch=settings.prefetch, tag=life.instance),
             )
         )
         await life.serve_until_stopped()

@@ -70,7 +70,17 @@ class Sweeper:
             await asyncio.sleep(min(SWEEP_EVERY_S, self._lease_s * SWEEP_EVERY_LEASE))
 
     async def sweep(self) -> None:
-        """One sweep; raises `LedgerUnavailable`."""
+        """One sweep; a step that fails holds up none of the others. Raises the last `LedgerUnavailable`."""
+        failed: LedgerUnavailable | None = None
+        for step in (self._lose_the_silent, self._lose_orphans, self._take_back_unclaimed, self._expire):
+            try:
+                await step()
+            except LedgerUnavailable as error:
+                failed = error
+        if failed is not None:
+            raise failed
+
+    async def _lose_the_silent(self) -> None:
         leases = await self._ledger.leases()
         silent_s = self._silence.observe(leases, monotonic_s())
         lost = [one for one in leases if is_lost(one, silent_s[one.substation], self._lease_s)]
@@ -80,8 +90,11 @@ class Sweeper:
             crash_point("sweep.read")
             self._note(await self._ledger.lose(lost))
             crash_point("sweep.swept")
+
+    async def _lose_orphans(self) -> None:
         self._note(await self._ledger.lose_orphans())
-        await self._take_back_unclaimed()
+
+    async def _expire(self) -> None:
         expired = await self._ledger.expire()
         if expired:
             self._metrics.swept.labels("expired").inc(len(expired))

@@ -88,7 +88,7 @@ async def serve(life: Life, settings: SubstationSettings) -> None:
         await stack.enter_async_context(
             life.background(
                 *(
-                    consumer.consume(
+                    consumer.consume_for_ever(
                         backends.consuming,
                         prefetch=settings.prefetch,
                         tag=f"{life.instance} {one}",

@@ -7,6 +7,7 @@ from typing import Any
 from aio_pika import RobustConnection
 from yarl import URL
 
+from services.broker.channels import DeadlineChannel
 from services.clock import monotonic_s
 from services.logs import get_logger
 
@@ -34,6 +35,8 @@ def pause_s(away_s: float) -> float:
 
 class ReconnectingConnection(RobustConnection):
     """aio-pika's connection, which restores channels, queues and consumers; the library's own pause never changes."""
+
+    CHANNEL_CLASS = DeadlineChannel
 
     def __init__(self, url: URL, **kwargs: Any) -> None:
         self._lost_at_s: float | None = None

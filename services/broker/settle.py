@@ -26,6 +26,7 @@ log = get_logger(__name__)
 
 CALL_DEADLINE_S = 10.0
 LEDGER_PAUSE_S = 0.5
+AGAIN_PAUSE_S = 0.5
 REQUEUE_PAUSE_S = 0.2
 SETTLE_LAST_S = 4.0
 BATCH_MAX_DELIVERIES = 64
@@ -43,13 +44,27 @@ class Consumer:
         self._settled = settled
         self._deliveries: asyncio.Queue[AbstractIncomingMessage] = asyncio.Queue()
 
+    async def consume_for_ever(
+        self, connection: ReconnectingConnection, *, prefetch: int, tag: str, bind_to: str | None = None
+    ) -> None:
+        """As `consume`, and try again where the broker is away just when consumption begins.
+
+        Later the connection brings the consumer back by itself.
+        """
+        while True:
+            try:
+                await self.consume(connection, prefetch=prefetch, tag=tag, bind_to=bind_to)
+            except BrokerUnavailable as error:
+                log.warning("consumption_awaits_broker", queue=self._queue, cause=str(error))
+                await asyncio.sleep(AGAIN_PAUSE_S)
+
     async def consume(
         self, connection: ReconnectingConnection, *, prefetch: int, tag: str, bind_to: str | None = None
     ) -> None:
         """Consume until cancelled; a delivery in hand is settled first.
 
         `bind_to` names the exchange for a queue that its consumer itself declares; others must exist. Raises
-        `BrokerUnavailable`, and `Misconfigured` where the user lacks a right.
+        `BrokerUnavailable` where the broker is away at its beginning, `Misconfigured` where the user lacks a right.
         """
         async with deadline(CALL_DEADLINE_S, f"consuming {self._queue}"):
             channel = await connection.channel(publisher_confirms=False)

@@ -11,7 +11,7 @@ import pytest
 from harness.stack import ROOT, started
 
 from services.errors import Misconfigured
-from services.local import packages
+from services.local import rabbitmq_programs
 
 
 def make(target: str, *variables: str, **environment: str) -> subprocess.CompletedProcess:
@@ -65,9 +65,9 @@ def test_without_network_and_cache_the_missing_broker_is_named_with_its_cures(tm
     unreachable = tmp_path / "apt.conf"
     unreachable.write_text('Acquire::http::Proxy "http://127.0.0.1:9"; Acquire::https::Proxy "http://127.0.0.1:9";\n')
     monkeypatch.setenv("APT_CONFIG", str(unreachable))
-    monkeypatch.setattr(packages, "_installed", lambda: None)
+    monkeypatch.setattr(rabbitmq_programs, "_installed", lambda: None)
     with pytest.raises(Misconfigured) as refused:
-        packages.find_rabbitmq(tmp_path / "cache", print)
+        rabbitmq_programs.find_rabbitmq(tmp_path / "cache", print)
     assert "fetching package lists failed" in str(refused.value)
     assert "EVENLOAD_AMQP_URL" in str(refused.value)
     assert [*(tmp_path / "cache").iterdir()] == [tmp_path / "cache" / "lock"]

@@ -8,7 +8,9 @@ from dataclasses import dataclass, field
 import pytest
 from aiormq.exceptions import ChannelAccessRefused
 from harness.broker import api
+from harness.tcp_proxy import TcpProxy
 from prometheus_client import CollectorRegistry, Counter
+from yarl import URL
 
 from services.broker import topology
 from services.broker.connection import connected
@@ -94,6 +96,28 @@ async def test_hints_published_by_a_gateway_reach_a_balancer_and_are_acked(vhost
         await eventually(lambda: outcome(settled, topology.INTAKE, "acked") == 3, "three acks")
     assert sorted(handler.seen) == sorted(hints)
     assert await messages_in(vhost, topology.INTAKE) == 0
+
+
+async def test_a_broker_that_goes_just_when_consumption_begins_is_waited_for(vhost):
+    handler = Handler()
+    async with publisher_of(vhost, "gateway") as publisher:
+        await publisher.publish_hints(topology.REQUESTS, "", [Hint("a", 0)])
+        with TcpProxy(vhost.broker.ports.amqp) as proxy:
+            url = str(URL(vhost.amqp_url("balancer")).with_port(proxy.port))
+            async with connected(url, "balancer test", 30) as connection:
+                proxy.refuse()
+                proxy.cut()
+                await eventually(lambda: not connection.connected.is_set(), "the loss noticed")
+                settled = Counter("settled", "…", ["queue", "outcome"], registry=CollectorRegistry())
+                consumer = Consumer(topology.INTAKE, handler, publisher, settled)
+                with pytest.raises(BrokerUnavailable):
+                    await consumer.consume(connection, prefetch=10, tag="test")
+                task = asyncio.create_task(consumer.consume_for_ever(connection, prefetch=10, tag="test"))
+                proxy.heal()
+                await eventually(lambda: outcome(settled, topology.INTAKE, "acked") == 1, "one ack")
+                task.cancel()
+                await asyncio.gather(task, return_exceptions=True)
+    assert handler.seen == [Hint("a", 0)]
 
 
 async def test_an_envelope_may_be_limited_to_one_hint(vhost):

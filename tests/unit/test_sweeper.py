@@ -5,6 +5,7 @@ from prometheus_client import CollectorRegistry
 
 from balancer.metrics import BalancerMetrics
 from balancer.sweeper import UNCLAIMED_AFTER_S, Patience, Sweeper
+from services.errors import LedgerUnavailable
 from services.ledger.leases import Lease
 from services.ledger.records import Breach, Swept
 from services.ledger.states import Reason, Status
@@ -146,3 +147,18 @@ async def test_a_breach_is_counted_once_and_one_that_may_pass_only_after_its_tim
         sweeper.now_s += seconds
         await sweeper.audit()
         assert registry.get_sample_value("evenload_balancer_conservation_breaches_total") == counted
+
+
+async def test_a_step_that_fails_holds_up_none_of_the_others(sweeper, ledger):
+    ledger.unnamed = [Hint("a", 1)]
+
+    async def fail():
+        raise LedgerUnavailable("away")
+
+    ledger.lose_orphans = fail
+    for _ in range(21):
+        with pytest.raises(LedgerUnavailable):
+            await sweeper.sweep()
+        sweeper.now_s += 0.5
+
+    assert ledger.taken_back == [Hint("a", 1)]

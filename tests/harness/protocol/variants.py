@@ -91,8 +91,10 @@ BLIND_END = Variant(
     rewritten=rewritten(
         statements.END,
         (
-            "q.status || '' = 'charging' AND q.attempt = c.attempt AND q.substation = c.substation "
-            "AND q.epoch = c.epoch",
+            (
+                "q.status || '' = 'charging' AND q.attempt = c.attempt AND q.substation = c.substation "
+                "AND q.epoch = c.epoch"
+            ),
             "true",
         ),
         ("AND s.epoch = c.epoch", ""),

@@ -1,0 +1,248 @@
+"""Holds a run against the promises, from outside: what clients heard, what witnesses saw, how the ledger ended.
+
+Pure. No service is asked: the three records are joined, and wherever two of them disagree there is a finding.
+"""
+
+import itertools
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+from services.ledger.states import TERMINAL, Status, Transition, faults
+
+CLOCKS_APART_S = 0.05
+"""Between the wall clock of the history and the monotonic one of the witnesses, both of one machine."""
+
+
+class Told(NamedTuple):
+    """A 202 that a client got."""
+
+    key: str
+    request_id: str
+    energy_j: int
+    at_s: float
+
+
+class Withdrawn(NamedTuple):
+    """An answer to a client's DELETE that named the request's state."""
+
+    request_id: str
+    status: str
+    at_s: float
+
+
+class Holder(NamedTuple):
+    """Who charged: one process's tenure of one substation."""
+
+    substation: str
+    epoch: int
+    writer: str
+
+
+class Start(NamedTuple):
+    """A session's first tick."""
+
+    request_id: str
+    attempt: int
+    holder: Holder
+    at_s: float
+
+
+class Piece(NamedTuple):
+    """Energy delivered between two ticks."""
+
+    request_id: str
+    attempt: int
+    holder: Holder
+    from_s: float
+    to_s: float
+    energy_j: int
+
+
+class Row(NamedTuple):
+    """A request as the ledger ended with it."""
+
+    status: str
+    energy_requested_j: int
+    energy_delivered_j: int
+    power_max_w: int
+    interruptions: int
+    idempotency_key: str | None
+
+
+class Site(NamedTuple):
+    """What a substation may do at most."""
+
+    limit_w: int
+    connectors: int
+
+
+class Evidence(NamedTuple):
+    """All that is known of a run."""
+
+    told: Sequence[Told]
+    withdrawn: Sequence[Withdrawn]
+    starts: Sequence[Start]
+    pieces: Sequence[Piece]
+    rows: Mapping[str, Row]
+    histories: Mapping[str, Sequence[Transition]]
+    sites: Mapping[str, Site]
+    speed: float
+    grant_s: int
+    """Session time for which a grant lasts."""
+    wall_offset_s: float
+    """Wall clock − monotonic clock."""
+
+
+class Finding(NamedTuple):
+    """A promise that was broken: its kind, whose, and what was seen."""
+
+    kind: str
+    subject: str
+    words: str
+
+    def __str__(self) -> str:
+        return f"{self.kind}: {self.subject}: {self.words}"
+
+
+def findings(seen: Evidence) -> list[Finding]:
+    """Everything that is wrong; empty where all promises were kept."""
+    rules = (_lost, _keys, _contradicted, _unsound, _unclaimed, _doubled, _energies, _ticks, _twins)
+    return [Finding(*found) for rule in rules for found in rule(seen)]
+
+
+Found = Iterator[tuple[str, str, str]]
+
+
+def _lost(seen: Evidence) -> Found:
+    """Each 202 ends in exactly one terminal state."""
+    for one in {told.request_id: told for told in seen.told}.values():
+        row, history = seen.rows.get(one.request_id), seen.histories.get(one.request_id, ())
+        ends = [line.status for line in history if line.status in TERMINAL]
+        if row is None or not history:
+            yield "lost", one.request_id, f"a client has its 202 since {one.at_s:.3f} s, the ledger has no such request"
+        elif not ends and row.status not in TERMINAL:
+            yield "unended", one.request_id, f"it is {row.status} still"
+        elif len(ends) != 1:
+            yield "lost", one.request_id, f"it ended {len(ends)} times: {', '.join(ends)}"
+        elif row.status != ends[0]:
+            yield "unsound", one.request_id, f"it is {row.status}, its history ends {ends[0]}"
+
+
+def _keys(seen: Evidence) -> Found:
+    """One key, one request, with what was asked for."""
+    ids: dict[str, set[str]] = defaultdict(set)
+    for one in seen.told:
+        ids[one.key].add(one.request_id)
+        row = seen.rows.get(one.request_id)
+        if row is not None and (row.idempotency_key, row.energy_requested_j) != (one.key, one.energy_j):
+            yield "altered", one.request_id, f"{one.energy_j} J were asked for under {one.key}, the ledger has {row}"
+    for key, several in ids.items():
+        if len(several) > 1:
+            yield "doubled", key, f"one key, {len(several)} requests: {', '.join(sorted(several))}"
+
+
+def _contradicted(seen: Evidence) -> Found:
+    """A client that was told of an end was told the truth."""
+    for one in seen.withdrawn:
+        row = seen.rows.get(one.request_id)
+        if one.status in TERMINAL and (row is None or row.status != one.status):
+            yield "contradicted", one.request_id, f"DELETE said {one.status} at {one.at_s:.3f} s, the ledger has {row}"
+
+
+def _unsound(seen: Evidence) -> Found:
+    for request_id, history in seen.histories.items():
+        for fault in faults(history):
+            yield "unsound", request_id, fault
+
+
+def _unclaimed(seen: Evidence) -> Found:
+    """Each start was preceded by its claim, and each claim started at most once."""
+    claimed_at_s: dict[tuple[str, int, str, int], float] = {}
+    for request_id, history in seen.histories.items():
+        for line in history:
+            if line.status is Status.CHARGING:
+                key = (request_id, line.attempt, line.substation or "", line.epoch or 0)
+                claimed_at_s[key] = line.at_ms / 1000 - seen.wall_offset_s
+    started: Counter[tuple[str, int, str, int]] = Counter()
+    for one in seen.starts:
+        key = (one.request_id, one.attempt, one.holder.substation, one.holder.epoch)
+        started[key] += 1
+        if key not in claimed_at_s:
+            yield "unclaimed", one.request_id, f"{one.holder} started attempt {one.attempt}, the history has no claim"
+        elif one.at_s < claimed_at_s[key] - CLOCKS_APART_S:
+            early_s = claimed_at_s[key] - one.at_s
+            yield "unclaimed", one.request_id, f"{one.holder} started {early_s:.3f} s before its claim"
+    for key, times in started.items():
+        if times > 1:
+            yield "doubled", key[0], f"attempt {key[1]} was started {times} times by {key[2]} in epoch {key[3]}"
+
+
+def _doubled(seen: Evidence) -> Found:
+    """At any moment at most one holder charges for a request, by the dated readings of the ticks."""
+    for request_id, pieces in _grouped(seen.pieces, lambda one: one.request_id).items():
+        for before, after in _overlaps(pieces):
+            yield "doubled", request_id, f"{_words(before)} and {_words(after)}"
+
+
+def _energies(seen: Evidence) -> Found:
+    """Witnessed ≤ ledger ≤ requested; ledger − witnessed ≤ one grant for each tenure that was lost."""
+    witnessed_j: Counter[str] = Counter()
+    for one in seen.pieces:
+        witnessed_j[one.request_id] += one.energy_j
+    for request_id, row in seen.rows.items():
+        witness_j, ledger_j = witnessed_j[request_id], row.energy_delivered_j
+        if witness_j > ledger_j:
+            yield "over-delivered", request_id, f"{witness_j} J were witnessed, the ledger knows of {ledger_j} J: {row}"
+        if ledger_j > row.energy_requested_j:
+            yield "over-delivered", request_id, f"the ledger has {ledger_j} J of {row.energy_requested_j} J"
+        if row.status == Status.COMPLETED and ledger_j < row.energy_requested_j:
+            yield "under-delivered", request_id, f"completed with {ledger_j} J of {row.energy_requested_j} J"
+        tenures = sum(line.status is Status.CHARGING for line in seen.histories.get(request_id, ()))
+        if row.interruptions > tenures:
+            yield "unsound", request_id, f"{row.interruptions} interruptions of {tenures} tenures"
+        may_miss_j = min(row.interruptions, tenures) * row.power_max_w * seen.grant_s
+        if ledger_j - witness_j > may_miss_j:
+            missing_j = ledger_j - witness_j
+            yield "unwitnessed", request_id, f"{missing_j} J were seen by nobody, {may_miss_j} J may be: {row}"
+    for request_id in witnessed_j.keys() - seen.rows.keys():
+        yield "over-delivered", request_id, f"{witnessed_j[request_id]} J for a request that the ledger does not have"
+
+
+def _ticks(seen: Evidence) -> Found:
+    """No tick above the limit, and never more sessions than connectors."""
+    for (holder, to_s), pieces in _grouped(seen.pieces, lambda one: (one.holder, one.to_s)).items():
+        site, sessions = seen.sites[holder.substation], len(pieces)
+        for_s = to_s - min(one.from_s for one in pieces)
+        energy_j = sum(one.energy_j for one in pieces)
+        allowed_j = site.limit_w * for_s * seen.speed + sessions  # each may have kept a fraction from the tick before
+        if energy_j > allowed_j + 1:
+            yield "limit exceeded", holder.substation, f"{energy_j} J of {allowed_j:.0f} J at {to_s:.3f} s by {holder}"
+        if sessions > site.connectors:
+            yield "connectors exceeded", holder.substation, f"{sessions} sessions at {to_s:.3f} s by {holder}"
+
+
+def _twins(seen: Evidence) -> Found:
+    """At any moment one holder charges at a substation: else limit and connectors would hold for each of them only."""
+    ticks = {(one.holder, one.from_s, one.to_s): one for one in seen.pieces}
+    for substation, pieces in _grouped(ticks.values(), lambda one: one.holder.substation).items():
+        for before, after in _overlaps(pieces):
+            if before.holder != after.holder:
+                yield "two holders", substation, f"{_words(before)} and {_words(after)}"
+
+
+def _grouped(pieces: Iterable[Piece], by) -> dict:
+    groups = defaultdict(list)
+    for one in pieces:
+        groups[by(one)].append(one)
+    return groups
+
+
+def _overlaps(pieces: Iterable[Piece]) -> Iterator[tuple[Piece, Piece]]:
+    """Neighbours in time of which the second begins before the first has ended."""
+    ordered = sorted(pieces, key=lambda one: (one.from_s, one.to_s))
+    return ((before, after) for before, after in itertools.pairwise(ordered) if after.from_s < before.to_s)
+
+
+def _words(one: Piece) -> str:
+    return f"{one.holder} {one.from_s:.3f}–{one.to_s:.3f} s ({one.energy_j} J, attempt {one.attempt})"
