@@ -22,9 +22,9 @@ from harness.tcp_proxy import TcpProxy
 from services.broker import topology
 from services.clock import monotonic_s
 from services.local import leftovers
-from services.local.packages import find_rabbitmq
 from services.local.process import ProcessSpec
 from services.local.rabbitmq import HOST, MEMORY_WATERMARK, BrokerPorts, PrivateBroker, prepare_broker
+from services.local.rabbitmq_programs import find_rabbitmq
 from services.local.stack import PYTHON_MODULE, cache_dir, free_ports
 from services.settings import LocalSettings
 
