@@ -18,10 +18,11 @@ from pathlib import Path
 
 from harness.chaos_checker import Finding, Site, findings
 from harness.chaos_clients import Clients
-from harness.chaos_evidence import LedgerReader, evidence
+from harness.chaos_evidence import LedgerReader, PostgresLedgerReader, evidence
 from harness.chaos_report import Report
 from harness.chaos_schedule import Fault, Kind, schedule
 from harness.chaos_stack import SERVICES, ChaosStack, running
+from harness.postgres import find_postgres, fresh_database, running_postgres
 
 from services.clock import monotonic_s
 from services.grid import load_grid
@@ -180,16 +181,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     option("over_s", float, 780.0, "length of the load, 780")
     option("longest_s", float, 40.0, "longest freeze or stall, 40")
     option("settle_s", float, 240.0, "most time to end everything afterwards, 240")
+    parser.add_argument("--ledger", choices=["sqlite", "postgres"], default=os.environ.get("CHAOS_LEDGER", "sqlite"),
+                        help="the database, one of its own: sqlite")  # fmt: skip
     option("keep", Path, None, "leave ledger, logs and witnesses in this new folder")
     told = parser.parse_args(arguments)
     faults = schedule(told.seed, told.faults, told.over_s, SERVICES, told.longest_s)
     print(f"seed {told.seed}; replay with --seed {told.seed} --requests {told.requests} --faults {told.faults} "
-          f"--over-s {told.over_s:g} --longest-s {told.longest_s:g}")  # fmt: skip
+          f"--over-s {told.over_s:g} --longest-s {told.longest_s:g} --ledger {told.ledger}")  # fmt: skip
     print("\n".join(map(str, faults)))
     options = Options(told.requests, faults, told.seed, told.over_s, told.settle_s)
     with contextlib.ExitStack() as stack:
         data = told.keep or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="evenload-chaos-")))
-        report = asyncio.run(chaos(data.absolute(), options, lambda line: print(line, flush=True)))
+        ledger = None
+        if told.ledger == "postgres":
+            server = stack.enter_context(running_postgres(find_postgres()))
+            ledger = PostgresLedgerReader(stack.enter_context(fresh_database(server)))
+        report = asyncio.run(chaos(data.absolute(), options, lambda line: print(line, flush=True), ledger))
     print(report)
     return 1 if report.findings else 0
 

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psycopg
 from harness.chaos_checker import Evidence, Holder, Piece, Row, Site, Start, Told, Withdrawn
 
 from services.ledger.states import TERMINAL, Status, Transition
@@ -22,7 +23,7 @@ OPEN = f"SELECT count(*) FROM request WHERE status NOT IN ({', '.join(repr(str(o
 
 
 class LedgerReader:
-    """Reads a ledger without the product's own driver; another database needs another `_rows`."""
+    """Reads a SQLite ledger without the product's own driver."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -44,6 +45,17 @@ class LedgerReader:
         for request_id, at_ms, status, substation, attempt, epoch, reason in self._rows(HISTORIES):
             found[request_id].append(Transition(at_ms, Status(status), substation, attempt, epoch, reason))
         return found
+
+
+class PostgresLedgerReader(LedgerReader):
+    """Reads a ledger on PostgreSQL."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+
+    def _rows(self, statement: str) -> list[tuple[Any, ...]]:
+        with psycopg.connect(self.url) as database:
+            return database.execute(statement).fetchall()
 
 
 def lines(path: Path) -> Iterator[dict[str, Any]]:
