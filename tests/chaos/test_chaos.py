@@ -22,7 +22,7 @@ async def test_nothing_is_lost_doubled_or_over_delivered_while_everything_is_bro
 
 
 @pytest.mark.timeout(300)
-async def test_a_process_that_comes_and_goes_under_load_leaves_in_order_each_time(tmp_path):
+async def test_failure_26_a_process_that_comes_and_goes_under_load_leaves_in_order_each_time(tmp_path):
     """Its substations' sessions go on elsewhere, or when it is back; `leave` finds an end that is late or not 0."""
     times = 4
     faults = coming_and_going("substations-2", times, every_s=8)

@@ -1,5 +1,7 @@
 """Leases in the ledger: who may take, renew and release, and what becomes of the rows of a substation that is lost."""
 
+import asyncio
+
 import pytest
 from harness.ledger import HOLDER, ending, let_the_vehicle_leave, let_the_wait_pass, new_request, progress, registration
 
@@ -248,7 +250,7 @@ async def test_who_stands_in_a_bay_is_claimed_before_who_comes_however_urgent(le
     assert [one.request_id for one in claims.claimed] == ["stands"]
 
 
-async def test_a_clock_that_was_set_back_hides_nobody_who_waits_for_a_message(ledger, execute):
+async def test_failure_21_a_clock_that_was_set_back_hides_nobody_who_waits_for_a_message(ledger, execute):
     await ledger.accepted("waits")
     await ledger.assigned("assigned")
     execute("UPDATE request SET changed_at_ms = changed_at_ms + 3600000")
@@ -309,4 +311,33 @@ async def test_the_audit_finds_nothing_in_a_sound_ledger_and_each_breach_in_a_br
         ("charging outside of a tenure", "b"): 0,
         ("more sessions than connectors", "north"): 0,
         ("waiting past its time", "waits"): 30,
+    }
+
+
+async def test_failure_8_one_request_delivered_to_two_substations_is_charged_at_one(ledger, rival):
+    await ledger.assigned("r", to="north")
+
+    answers = await asyncio.gather(
+        *(one.claim([Hint("r", 1)], at, 1) for one in (ledger, rival) for at in ("south", "north", "south"))
+    )
+
+    assert {claim.substation for answer in answers for claim in answer} == {"north"}
+    assert [one.status for one in await ledger.history("r")] == ["accepted", "assigned", "charging"]
+
+
+async def test_failure_12_with_every_substation_lost_requests_wait_and_expire_at_their_deadline(ledger, path):
+    await ledger.claimed("charged", at="north")
+    await ledger.assigned("assigned", to="south")
+    await ledger.accepted("waits")
+    for one in ("north", "south"):
+        await lose(ledger, one)
+    assert {await ledger.status(one) for one in ("charged", "assigned", "waits")} == {Status.ACCEPTED}
+    assert await ledger.sweeping.expire() == []
+
+    for one in ("charged", "assigned", "waits"):
+        let_the_wait_pass(path, one)
+
+    assert sorted(await ledger.sweeping.expire()) == ["assigned", "charged", "waits"]
+    assert {(await ledger.history(one))[-1].reason for one in ("charged", "assigned", "waits")} == {
+        Reason.WAITED_TOO_LONG
     }

@@ -107,7 +107,7 @@ def test_a_rush_on_postgresql_ends_evenly(trouble):
     trouble.stack.until_ended(ids)
 
 
-def test_a_process_alone_cut_off_from_the_ledger_fences_itself_and_nothing_doubles(trouble):
+def test_failure_24_a_process_alone_cut_off_from_the_ledger_fences_itself_and_nothing_doubles(trouble):
     stack = trouble.stack
     ids = stack.submit(4, energy_kwh=5, max_power_kw=11, zone="island")
     until(lambda: charging(stack, ids), "claims at the island")

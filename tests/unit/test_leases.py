@@ -66,7 +66,7 @@ def test_who_was_out_of_sight_is_forgotten():
     looks_s=st.lists(st.floats(0.01, 2.0), min_size=3, max_size=60),
     latency_s=st.floats(0, 1.0),
 )
-def test_nobody_is_given_up_who_still_charges_though_clocks_run_unlike(rates, beats_s, looks_s, latency_s):
+def test_failure_21_nobody_is_given_up_who_still_charges_though_clocks_run_unlike(rates, beats_s, looks_s, latency_s):
     """In true time: the holder beats and falls silent; whenever an observer would act, the fence has been passed."""
     holder_rate, observer_rate = rates
     sent_at = 0.0

@@ -83,7 +83,7 @@ async def heartbeat(one, ledger):
 A, B, C, D = (Hint(name, 1) for name in "abcd")
 
 
-async def test_what_finds_neither_connector_nor_bay_is_declined():
+async def test_failure_15_what_finds_neither_connector_nor_bay_is_declined():
     ledger = Ledger(A, B, C, D, connectors=2)
     one = worker(ledger, bays=1)
 
