@@ -225,7 +225,7 @@ def test_orders_for_a_stranger_are_refused(stack):
 
 
 def test_failure_26_a_drained_substation_empties_loses_nothing_and_returns(stack):
-    ids = stack.submit(30, energy_kwh=5, max_power_kw=11)
+    ids = stack.submit(30, energy_kwh=3, max_power_kw=11)
     until(lambda: all(told(stack, one)["status"] == "charging" for one in ids), "30 claims")
     drain = subprocess.run(
         [".venv/bin/evenload", "drain", "north", "--url", stack.url, "--within", "120"],
