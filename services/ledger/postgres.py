@@ -12,7 +12,7 @@ from psycopg.rows import dict_row
 
 from services.errors import LedgerUnavailable
 from services.ledger.committer import Answer, Row, Transaction
-from services.ledger.statements import INTEGER_COLUMNS, Dialect, render
+from services.ledger.dialect import INTEGER_COLUMNS, Dialect, render
 
 CONNECT_TIMEOUT_S = 3
 HELD_TIMEOUT_MS = 2_000

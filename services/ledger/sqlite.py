@@ -13,7 +13,7 @@ from typing import Any
 from services.errors import LedgerUnavailable, Misconfigured
 from services.ledger import schema
 from services.ledger.committer import Row, Transaction
-from services.ledger.statements import Dialect, render
+from services.ledger.dialect import Dialect, render
 
 NOW_MS = "CAST(ROUND((julianday('now') - 2440587.5) * 86400000) AS INTEGER)"
 

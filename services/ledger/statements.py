@@ -1,8 +1,7 @@
 """The ledger's statements, in the intersection of SQLite's and PostgreSQL's dialects.
 
-Three holes are filled in by each driver: `{now}`, the database's clock [ms since the epoch]; `{rows: a, b}`, the
-rows of one JSON parameter (an array of arrays) as a table with the named columns; `{for update}`, which locks what is
-found. Each write is a compare-and-set for many rows at once: the rows it returns are those that changed.
+`dialect` fills in the holes. Each write is a compare-and-set for many rows at once: the rows it returns are those
+that changed.
 
 SQLite lets one writer in at a time. PostgreSQL (READ COMMITTED) lets many in, and a statement sees what was committed
 when it began. Where its row has been changed since, it waits, then judges the row's new version by its own WHERE, but
@@ -23,69 +22,6 @@ that, and the index of the ids is left. The index of deadlines is EXPIRE's alone
 
 Locks are taken substations first, then requests, in order of their ids; who is in a ring all the same, is retried.
 """
-
-import functools
-import re
-from collections.abc import Callable
-from dataclasses import dataclass
-
-_ROWS = re.compile(r"\{rows:([^}]*)\}")
-_PARAMETER = re.compile(r"(?<!:):([a-z_]+)")
-
-INTEGER_COLUMNS = frozenset(
-    {
-        "attempt",
-        "bays",
-        "claims_total",
-        "connectors",
-        "delivered",
-        "depart_by_ms",
-        "departs_at_ms",
-        "ends_total",
-        "energy_requested_j",
-        "epoch",
-        "forfeit",
-        "grant_s",
-        "limit_w",
-        "number",
-        "operative",
-        "places",
-        "power_max_w",
-        "priority",
-        "rated_w",
-        "released",
-        "renewals",
-        "stands_in_bay",
-        "total",
-        "until_ms",
-        "wait_max_ms",
-        "wanted",
-    }
-)
-"""The columns of `{rows: …}` that hold integers; all others hold text."""
-
-
-@dataclass(frozen=True)
-class Dialect:
-    """How one database says what the two do not share."""
-
-    now_ms: str
-    rows: Callable[[tuple[str, ...]], str]
-    for_update: str
-    parameter: str
-    """How the parameter `\\1` is written."""
-
-
-@functools.cache
-def render(statement: str, dialect: Dialect) -> str:
-    """`statement` with the dialect's own expressions in its holes."""
-
-    def fill(match: re.Match[str]) -> str:
-        return dialect.rows(tuple(column.strip() for column in match.group(1).split(",")))
-
-    filled = _ROWS.sub(fill, statement).replace("{now}", dialect.now_ms).replace("{for update}", dialect.for_update)
-    return _PARAMETER.sub(dialect.parameter, filled)
-
 
 # --- what every service does at its start ------------------------------------------------------------------------
 

@@ -60,6 +60,8 @@ grants_s = st.sampled_from([0, 1, 180, 10_000])
 
 
 class LedgerMachine(RuleBasedStateMachine):
+    """The walk; each database's machine adds `new_ledger`, a context that gives a place for a ledger."""
+
     def __init__(self):
         super().__init__()
         self.model = LedgerModel()
@@ -80,10 +82,6 @@ class LedgerMachine(RuleBasedStateMachine):
         self.stack.callback(lambda: self.runner.run(self.opened.__aexit__(None, None, None)))
         self.real = PlainLedger(self.connection)
         self.database = self.stack.enter_context(looking_into(self.path))
-
-    def new_ledger(self):
-        """A context that gives a place for a ledger."""
-        raise NotImplementedError
 
     def teardown(self):
         self.stack.close()

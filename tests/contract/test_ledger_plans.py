@@ -6,7 +6,7 @@ import sqlite3
 
 import pytest
 
-from services.ledger import lease_statements, statements
+from services.ledger import dialect, lease_statements, statements
 from services.ledger.sqlite import DIALECT
 
 ALL_STATEMENTS = {
@@ -34,7 +34,7 @@ class AnyParameter(dict):
 
 def query_plan(path, statement):
     with contextlib.closing(sqlite3.connect(path)) as database:
-        rendered = statements.render(statement, DIALECT)
+        rendered = dialect.render(statement, DIALECT)
         return [row[-1] for row in database.execute(f"EXPLAIN QUERY PLAN {rendered}", AnyParameter())]
 
 

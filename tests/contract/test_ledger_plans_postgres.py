@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import pytest
 from harness.postgres import fresh_database
 
-from services.ledger import lease_statements, schema, statements
+from services.ledger import dialect, lease_statements, schema, statements
 from services.ledger.postgres import DIALECT, PostgresTransaction, connect
 
 ALL_STATEMENTS = {
@@ -81,7 +81,7 @@ class Step:
 
 
 def plan_of(connection, statement):
-    rendered = statements.render(statement, DIALECT)
+    rendered = dialect.render(statement, DIALECT)
     parameters = dict.fromkeys(re.findall(r"%\((\w+)\)s", rendered), 1)
     parameters |= {name: "x" for name in ("status", "substation", "id", "speed") if name in parameters}
     parameters |= {"rows": "[]"} if "rows" in parameters else {}

@@ -11,7 +11,7 @@ from harness.ledger import MANY, Ledger, all_histories, asked, ending, new_reque
 from harness.postgres import PASSWORD, fresh_database
 
 from services.errors import LedgerUnavailable, Misconfigured
-from services.ledger import lease_statements, postgres, schema, statements
+from services.ledger import dialect, lease_statements, postgres, schema, statements
 from services.ledger.committer import Operation
 from services.ledger.records import Assignment
 from services.ledger.states import Reason, Status, faults
@@ -392,7 +392,7 @@ def test_a_column_has_the_same_type_in_rows_as_in_its_table(postgres):
         column.strip()
         for text in {**vars(statements), **vars(lease_statements)}.values()
         if isinstance(text, str)
-        for columns in statements._ROWS.findall(text)
+        for columns in dialect.ROWS.findall(text)
         for column in columns.split(",")
     }
     with fresh_database(postgres) as url, psycopg.connect(url) as connection:
@@ -404,8 +404,8 @@ def test_a_column_has_the_same_type_in_rows_as_in_its_table(postgres):
             ).fetchall()
         )
 
-    assert {one for one in named if kinds.get(one) == "bigint"} == statements.INTEGER_COLUMNS & kinds.keys()
-    assert named >= statements.INTEGER_COLUMNS
+    assert {one for one in named if kinds.get(one) == "bigint"} == dialect.INTEGER_COLUMNS & kinds.keys()
+    assert named >= dialect.INTEGER_COLUMNS
 
 
 async def test_writers_at_one_row_from_two_processes_leave_sound_histories(ledger, rival, path):

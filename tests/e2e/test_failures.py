@@ -6,24 +6,13 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from harness.beside import beside
+from harness.beside import ISLAND, beside
 from harness.stack import Stack, readiness, started, until
 
 from services.local.stack import free_ports
 
 KILLED = -signal.SIGKILL
 SPEED = 600
-
-
-ISLAND = """
-name = "island"
-[[substation]]
-id = "island"
-zone = "island"
-rated_kva = 100
-limit_kw = 80
-connectors = 10
-"""
 
 
 @pytest.fixture(scope="module")

@@ -1,36 +1,26 @@
 """A stack on PostgreSQL: the ledger away from all, and from one process alone; numbers are the failure model's."""
 
 import contextlib
-import itertools
-import json
 import os
 import re
 import subprocess
 import sys
 import time
 import urllib.request
-from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from harness.beside import ISLAND
 from harness.postgres import fresh_database
 from harness.stack import Stack, started, until
 from harness.tcp_proxy import TcpProxy
+from harness.witnessed import assert_nothing_doubled, pieces
 
 from services.ledger.states import Reason
 from services.local.stack import free_ports
 
 LEASE_S = 5
-ISLAND = """
-name = "island"
-[[substation]]
-id = "island"
-zone = "island"
-rated_kva = 100
-limit_kw = 80
-connectors = 10
-"""
 
 
 @dataclass
@@ -79,21 +69,6 @@ def trouble(postgres, tmp_path_factory):
             assert island.wait(30) == 0
 
 
-def pieces(folder: Path) -> list[dict]:
-    files = (folder / "witness").glob("*.jsonl")
-    return [json.loads(line) for file in files for line in file.read_text().splitlines() if line.endswith("}")]
-
-
-def assert_nothing_doubled(folder: Path) -> None:
-    spans = defaultdict(list)
-    for one in pieces(folder):
-        if one["event"] == "energy":
-            spans[one["request_id"]].append((one["from_s"], one["to_s"], one["substation"], one["epoch"]))
-    for request_id, theirs in spans.items():
-        for (_, until_s, *holder), (from_s, _, *other) in itertools.pairwise(sorted(theirs)):
-            assert from_s >= until_s or holder == other, (request_id, holder, other)
-
-
 def charging(stack: Stack, ids: list[str]) -> bool:
     return all(stack.get(f"/charge-requests/{one}")[1]["status"] == "charging" for one in ids)
 
@@ -122,7 +97,7 @@ def test_failure_24_a_process_alone_cut_off_from_the_ledger_fences_itself_and_no
 
     stack.until_ended(ids, 180)
     assert {stack.get(f"/charge-requests/{one}")[1]["status"] for one in ids} == {"completed"}
-    assert_nothing_doubled(trouble.folder)
+    assert_nothing_doubled(trouble.folder / "witness")
 
 
 def test_failure_24_without_the_ledger_nothing_is_accepted_and_sessions_stand_still_until_it_is_back(trouble):
@@ -139,7 +114,7 @@ def test_failure_24_without_the_ledger_nothing_is_accepted_and_sessions_stand_st
 
     more = until(lambda: stack.post(vehicle_id="EV-2", energy_kwh=1)[1].get("request_id"), "an acceptance", 30)
     stack.until_ended([*ids, more], 180)
-    assert_nothing_doubled(trouble.folder)
+    assert_nothing_doubled(trouble.folder / "witness")
     # They went on where they stood: nobody lost its substation, because nobody could have renewed.
     assert not any(Reason.SUBSTATION_LOST in reasons(stack, one) for one in ids)
 
@@ -147,7 +122,9 @@ def test_failure_24_without_the_ledger_nothing_is_accepted_and_sessions_stand_st
 def still(trouble: Trouble) -> bool:
     """Whether no energy has been witnessed for more than a second."""
     ticks = [
-        one["to_s"] for one in pieces(trouble.folder) if one["event"] == "energy" and one["substation"] != "island"
+        one["to_s"]
+        for one in pieces(trouble.folder / "witness")
+        if one["event"] == "energy" and one["substation"] != "island"
     ]
 
     return time.clock_gettime(time.CLOCK_BOOTTIME) - max(ticks) > 1

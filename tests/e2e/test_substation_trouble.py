@@ -1,8 +1,6 @@
 """Substations that die, freeze, leave, are limited and drained, on a running stack; numbers are the failure model's."""
 
 import collections
-import itertools
-import json
 import os
 import subprocess
 import sys
@@ -10,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 from harness.stack import Stack, started, until
+from harness.witnessed import assert_nothing_doubled, witnessed_kwh
 
 from services.ledger.states import TERMINAL
 from services.local.stack import free_ports
@@ -60,28 +59,6 @@ def reasons(stack: Stack, request_id: str) -> list[str]:
     return [line["reason"] for line in told(stack, request_id)["history"]]
 
 
-def pieces(folder) -> list[dict]:
-    files = (folder / "witness").glob("*.jsonl")
-    return [json.loads(line) for file in files for line in file.read_text().splitlines() if line.endswith("}")]
-
-
-def assert_nothing_doubled(folder) -> None:
-    """No two tenures delivered energy to one request at the same time, and none got more than the ledger says."""
-    by_request = collections.defaultdict(list)
-    for one in pieces(folder):
-        if one["event"] == "energy":
-            by_request[one["request_id"]].append((one["from_s"], one["to_s"], one["substation"], one["epoch"]))
-    assert by_request
-    for request_id, spans in by_request.items():
-        spans.sort()
-        for (_, until_s, *holder), (from_s, _, *other) in itertools.pairwise(spans):
-            assert from_s >= until_s or holder == other, (request_id, holder, other)
-
-
-def witnessed_kwh(folder, request_id: str) -> float:
-    return sum(one.get("energy_j", 0) for one in pieces(folder) if one["request_id"] == request_id) / 3_600_000
-
-
 def test_failure_10_11_16_a_frozen_substation_loses_everything_to_the_others_and_nothing_doubles(
     stack, folder, charging
 ):
@@ -105,9 +82,9 @@ def test_failure_10_11_16_a_frozen_substation_loses_everything_to_the_others_and
     more = stack.submit(40, energy_kwh=1, max_power_kw=11)
     stack.until_ended(more)
     assert any(told(stack, one)["substation"] == victim for one in more)
-    assert_nothing_doubled(folder)
+    assert_nothing_doubled(folder / "witness")
     for one in theirs:
-        assert witnessed_kwh(folder, one) <= told(stack, one)["energy_delivered_kwh"] + LONG_KWH / 20
+        assert witnessed_kwh(folder / "witness", one) <= told(stack, one)["energy_delivered_kwh"] + LONG_KWH / 20
 
 
 def test_failure_10_a_substation_killed_and_restarted_at_once_goes_on_with_its_sessions(stack, folder, charging):
@@ -120,7 +97,7 @@ def test_failure_10_a_substation_killed_and_restarted_at_once_goes_on_with_its_s
         answer = told(stack, one)
         assert (answer["status"], answer["substation"], answer["attempt"]) == ("charging", victim, 1)
         assert reasons(stack, one) == ["submitted", "dispatched", "claimed", "resumed"]
-    assert_nothing_doubled(folder)
+    assert_nothing_doubled(folder / "witness")
 
 
 def test_failure_25_a_substation_that_is_told_to_leave_hands_its_sessions_to_its_successor(stack, folder, charging):
@@ -133,44 +110,40 @@ def test_failure_25_a_substation_that_is_told_to_leave_hands_its_sessions_to_its
 
     for one in theirs:
         # What it was granted beyond what it delivered was settled: nothing was lost with the tenure.
-        assert told(stack, one)["energy_delivered_kwh"] == pytest.approx(witnessed_kwh(folder, one), abs=0.3)
-    assert_nothing_doubled(folder)
+        assert told(stack, one)["energy_delivered_kwh"] == pytest.approx(
+            witnessed_kwh(folder / "witness", one), abs=0.3
+        )
+    assert_nothing_doubled(folder / "witness")
+
+
+def refused(stack: Stack, **environment: str) -> str:
+    """What a second process says that hosts `north`, too, and exits with 2."""
+    like_the_first = {**os.environ, **stack.service("substation-north").environ(), **environment}
+    like_the_first.pop("EVENLOAD_ADMIN_PORT")
+    second = subprocess.run(
+        [sys.executable, "-m", "substations"],
+        env=like_the_first,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert second.returncode == 2
+    return second.stderr.strip().splitlines()[-1]
 
 
 def test_a_second_process_under_the_same_id_exits_and_names_the_first(stack):
-    first = stack.service("substation-north")
-    environment = {**first.environ(), "EVENLOAD_INSTANCE": "impostor"}
-    environment.pop("EVENLOAD_ADMIN_PORT")
-    second = subprocess.run(
-        [sys.executable, "-m", "substations"],
-        env={**os.environ, **environment},
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    said = refused(stack, EVENLOAD_INSTANCE="impostor")
 
-    assert second.returncode == 2
-    last = second.stderr.strip().splitlines()[-1]
-    assert "substation 'north' is hosted by substation-north" in last
-    assert f"process {first.pid} on" in last
-    assert "EVENLOAD_SUBSTATION_IDS" in last
+    assert "substation 'north' is hosted by substation-north" in said
+    assert f"process {stack.service('substation-north').pid} on" in said
+    assert "EVENLOAD_SUBSTATION_IDS" in said
 
 
 def test_a_beat_that_is_too_slow_for_the_lease_is_refused(stack):
-    environment = {**stack.service("substation-north").environ(), "EVENLOAD_SUBSTATION_HEARTBEAT_S": "2.5"}
-    environment.pop("EVENLOAD_ADMIN_PORT")
-    refused = subprocess.run(
-        [sys.executable, "-m", "substations"],
-        env={**os.environ, **environment},
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    said = refused(stack, EVENLOAD_SUBSTATION_HEARTBEAT_S="2.5")
 
-    assert refused.returncode == 2
-    assert "EVENLOAD_SUBSTATION_HEARTBEAT_S: 2.5 s is not below half of the lease" in refused.stderr
+    assert "EVENLOAD_SUBSTATION_HEARTBEAT_S: 2.5 s is not below half of the lease" in said
 
 
 def put(stack: Stack, substation: str, what: str, body: dict) -> tuple[int, dict]:
@@ -261,4 +234,4 @@ def test_nothing_was_ever_broken(stack, folder):
     until(lambda: counted_open() == 0, "a count that shows every end")
     log = (stack.data / "logs" / "balancer.log").read_text()
     assert "promise_broken" not in log
-    assert_nothing_doubled(folder)
+    assert_nothing_doubled(folder / "witness")

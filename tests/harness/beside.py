@@ -8,6 +8,17 @@ from harness.stack import ROOT, Api, Stack, readiness, until
 
 from services.local.stack import PYTHON_MODULE, free_ports
 
+ISLAND = """
+name = "island"
+[[substation]]
+id = "island"
+zone = "island"
+rated_kva = 100
+limit_kw = 80
+connectors = 10
+"""
+"""A grid file of one substation in a zone of its own, beside the stack's."""
+
 
 class Beside(Api):
     """The process; a gateway can be asked, too."""
