@@ -36,14 +36,20 @@ Thing = TypeVar("Thing")
 
 
 class Patience:
-    """Since when things have been so, on this observer's clock; what is not named any more is forgotten. Pure."""
+    """Since when things have been so, on this observer's clock; what is not named any more is forgotten. Pure.
 
-    def __init__(self) -> None:
+    An observer that has not looked for `gap_s` begins anew: whoever could have put things right was kept from it, too.
+    """
+
+    def __init__(self, gap_s: float) -> None:
+        self._gap_s = gap_s
+        self._last_s = 0.0
         self._since_s: dict[object, float] = {}
 
     def standing(self, things: Sequence[Thing], now_s: float) -> list[tuple[Thing, float]]:
         """Each of `things` with the time for which it has been named without a break [s]."""
-        self._since_s = {one: self._since_s.get(one, now_s) for one in things}
+        known = self._since_s if now_s - self._last_s <= self._gap_s else {}
+        self._since_s, self._last_s = {one: known.get(one, now_s) for one in things}, now_s
         return [(one, now_s - self._since_s[one]) for one in things]
 
 
@@ -56,8 +62,8 @@ class Sweeper:
         self._look_again = look_again
         self._lease_s = lease_s
         self._silence = SilenceWatch(lease_s)
-        self._unclaimed = Patience()
-        self._breaches = Patience()
+        self._unclaimed = Patience(UNCLAIMED_AFTER_S / 2)
+        self._breaches = Patience(3 * AUDIT_EVERY_S)
         self._told: set[Breach] = set()
 
     async def sweep_for_ever(self) -> None:
@@ -86,7 +92,7 @@ class Sweeper:
         lost = [one for one in leases if is_lost(one, silent_s[one.substation], self._lease_s)]
         if lost:
             for one in lost:
-                log.warning("substation_lost", substation=one.substation, epoch=one.epoch, holder=one.holder)
+                log.warning("substation_given_up", substation=one.substation, epoch=one.epoch, holder=one.holder)
             crash_point("sweep.read")
             self._note(await self._ledger.lose(lost))
             crash_point("sweep.swept")
@@ -105,6 +111,8 @@ class Sweeper:
         due: list[Hint] = [hint for hint, for_s in standing if for_s >= UNCLAIMED_AFTER_S]
         if due:
             taken_back = await self._ledger.take_back(due)
+            if not taken_back:
+                return
             self._metrics.swept.labels("unclaimed").inc(len(taken_back))
             self._metrics.reassignments.labels("unclaimed").inc(len(taken_back))
             log.warning("assignments_unclaimed", requests=len(taken_back))

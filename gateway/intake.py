@@ -102,7 +102,7 @@ class IntakeQueue:
         by_id = {one.asked: one for one in accepted}
         for one in batch:
             if not one.answer.done():
-                one.answer.set_result(by_id[one.new.request_id])
+                self._answer(one, by_id.get(one.new.request_id))
         await asyncio.sleep(0)  # the answers leave first
         crash_point("gateway.replied")
         hints = [Hint(one.request_id, 0) for one in accepted if one.request_id == one.asked]
@@ -115,6 +115,12 @@ class IntakeQueue:
                 await self._publish(hints)
         finally:
             self._publishing -= 1
+
+    def _answer(self, one: _Pending, accepted: Accepted | None) -> None:
+        if accepted is not None:
+            one.answer.set_result(accepted)
+        else:  # its key belonged to a request that was forgotten in this very moment
+            one.answer.set_exception(LedgerUnavailable("its idempotency key was just forgotten: send it again"))
 
     async def _publish(self, hints: list[Hint]) -> None:
         try:

@@ -15,8 +15,8 @@ class LoadView:
     def take(self, event: dict[str, Any]) -> None:
         """Keep an event unless a newer one is there; raises `KeyError`, `TypeError`, `ValueError` for none."""
         as_of_ms, items = int(event["as_of_ms"]), event["substations"]
-        if not isinstance(items, list):
-            raise TypeError("substations must be a list")
+        if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
+            raise TypeError("substations must be a list of objects")
         rfc3339(as_of_ms)  # a time that cannot be told is refused here, not at the next question
         if self._event is None or as_of_ms >= self._event["as_of_ms"]:
             self._event = {"as_of_ms": as_of_ms, "balancer": str(event["source"]), "substations": items}

@@ -16,7 +16,7 @@ GAUGES: Sequence[tuple[str, str, Callable[[Substation], float]]] = (
     ("limit_watts", "Power that charging may take.", lambda one: one.limit_w),
     ("floor_watts", "Least power of a running session.", lambda one: one.floor_w),
     ("rated_watts", "Active power of the transformer.", lambda one: one.rated_w),
-    ("utilisation_ratio", "Power ÷ limit.", lambda one: one.power_w / one.limit_w),
+    ("utilisation_ratio", "Power ÷ limit.", lambda one: one.power_w / one.limit_w if one.limit_w else 0.0),
     ("sessions", "Vehicles at a connector.", lambda one: len(one.sessions)),
     ("connectors", "Connectors.", lambda one: one.connectors),
     ("bays", "Places to wait for the next free connector.", lambda one: one.bays),

@@ -62,10 +62,11 @@ async def serve(life: Life, settings: SubstationSettings) -> None:
         )
 
         async def settle_and_release() -> None:
+            for worker in workers.values():
+                worker.leave()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(LAST_WORDS_S):
-                    for worker in workers.values():
-                        await worker.settle()
+                    await asyncio.gather(*(worker.settle() for worker in workers.values()))
             crash_point("substation.settled")
             with contextlib.suppress(LedgerUnavailable, TimeoutError):
                 async with asyncio.timeout(LAST_WORDS_S):

@@ -63,6 +63,7 @@ class TickLog:
         """Close the file."""
         if self._file is not None:
             self._file.close()
+            self._file = None
 
 
 def tick_line(substation: Substation) -> str:

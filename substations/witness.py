@@ -45,7 +45,7 @@ class Witness:
     def write(self, substation: Substation) -> None:
         """Note what the tick just made changed; returns when it is on disk.
 
-        What a full disk has no room for is written at the next tick, behind a line that may be broken.
+        What a full disk has no room for is written whole at a later tick.
         """
         now: dict[Key, int] = {
             (one.claimed.request_id, one.claimed.attempt, one.claimed.epoch): one.delivered_j
@@ -83,8 +83,10 @@ class Witness:
             self._epoch = substation.epoch
             name = f"{substation.id}-{substation.epoch}-{os.getpid()}.jsonl"
             self._file = os.open(self._folder / name, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        text = ("\n" * self._is_broken + "\n".join(lines) + "\n").encode()
+        text = ("\n".join(lines) + "\n").encode()
+        whole_bytes = os.fstat(self._file).st_size
         if os.write(self._file, text) != len(text):
+            os.ftruncate(self._file, whole_bytes)
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         os.fsync(self._file)
 

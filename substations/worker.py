@@ -55,7 +55,7 @@ class Worker:
                 for hint in dict.fromkeys([*substation.in_bays, *hints])
                 if hint.request_id not in substation.sessions
             ]
-            if not asked or substation.is_fenced(monotonic_s()):
+            if not asked or self._is_leaving or substation.is_fenced(monotonic_s()):
                 return
             # Departures are told as of the answer; counted from the question nobody charges past its own.
             asked_at_s, epoch = monotonic_s(), substation.epoch
@@ -135,9 +135,12 @@ class Worker:
             next_at = max(next_at + tick_s, loop.time() - tick_s)
             await asyncio.sleep(max(0.0, next_at - loop.time()))
 
-    async def settle(self) -> None:
-        """Wait until what is being written is; nobody is claimed any more for a process that leaves."""
+    def leave(self) -> None:
+        """Take in nobody more: the process is leaving."""
         self._is_leaving = True
+
+    async def settle(self) -> None:
+        """Wait until what is being written is."""
         while self._tasks:
             await asyncio.wait(set(self._tasks))
 

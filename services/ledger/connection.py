@@ -20,7 +20,7 @@ RETRY_PAUSE_S = 0.5
 
 
 class LedgerConnection:
-    """Where the three views of the ledger write and read."""
+    """Where the views of the ledger write and read."""
 
     def __init__(self, committer: Committer, reader: Reader, thread: ThreadPoolExecutor) -> None:
         self._committer = committer

@@ -104,6 +104,13 @@ FROM (
 """
 
 
+# Whether a stop was asked is looked up in a subquery, which a row that changes meanwhile does not make PostgreSQL look
+# up again: a statement of its own holds the rows first.
+LOCK_CHARGING = """
+SELECT q.id FROM request AS q
+WHERE q.status = 'charging' AND q.substation IN (SELECT substation FROM {rows: substation} AS r)
+ORDER BY q.id {for update}
+"""
 TAKE_OVER = f"""
 UPDATE request
 SET status = r.status, reason = r.reason, interruptions = request.interruptions + r.forfeit,

@@ -14,6 +14,8 @@ by nothing else: a subquery's counts and ranks are not looked up again. So:
   looks, when nobody else can claim, end, take over or beat at these substations. Rows still `assigned` may be
   withdrawn, expired or given back by others: LOCK_REQUESTS holds a claim's candidates before they are ranked, so that
   none drops out afterwards and leaves a gap in the numbers or a connector free.
+- TAKE_OVER and SEND_ELSEWHERE (`lease_statements`) rank, and look up whether a stop was asked: their substation's row
+  is changed before, and LOCK_CHARGING holds the rows against a withdrawal.
 - ACCEPT waits for a rival with the same key to commit, and ACCEPTED, a new statement, sees what it wrote.
 
 PostgreSQL's planner takes a partial index wherever it can prove that its rows suffice, also one that means reading

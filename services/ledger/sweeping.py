@@ -58,21 +58,24 @@ def lose(transaction: Transaction, rows: list[Row]) -> list[Row]:
     )
     if not lost:
         return []
-    sent = transaction.execute(
-        lease_statements.SEND_ELSEWHERE,
-        [[row["id"], row["epoch"], int(not seen[row["id"]].is_released)] for row in lost],
+    sent = _send_elsewhere(
+        transaction, [[row["id"], row["epoch"], int(not seen[row["id"]].is_released)] for row in lost]
     )
     sent += transaction.execute(lease_statements.SEND_BACK, [[row["id"]] for row in lost])
-    return [{"substation": lost[0]["id"], "swept": sent}]
+    # All under the first: one process sweeps at a time, so that nobody else asks in the same transaction.
+    return [{"substation": row["id"], "swept": sent if row is lost[0] else []} for row in lost]
+
+
+def _send_elsewhere(transaction: Transaction, forfeits: list[list[object]]) -> list[Row]:
+    transaction.execute(lease_statements.LOCK_CHARGING, [forfeit[:1] for forfeit in forfeits])
+    return transaction.execute(lease_statements.SEND_ELSEWHERE, forfeits)
 
 
 def _lose_orphans(transaction: Transaction, rows: list[Row]) -> list[Row]:
     orphaned = transaction.execute(lease_statements.ORPHANED)
     sent: list[Row] = []
     if orphaned:
-        sent = transaction.execute(
-            lease_statements.SEND_ELSEWHERE, [[row["substation"], row["epoch"], 1] for row in orphaned]
-        )
+        sent = _send_elsewhere(transaction, [[row["substation"], row["epoch"], 1] for row in orphaned])
     return [{"sweep": rows[0]["sweep"], "swept": sent}]
 
 

@@ -57,6 +57,7 @@ def take(transaction: Transaction, rows: list[Row]) -> list[Row]:
         )
         if changed:
             forfeits = [[row["id"], row["epoch"], int(not seen[row["id"]].is_released)] for row in changed]
+            transaction.execute(statements.LOCK_CHARGING, [forfeit[:1] for forfeit in forfeits])
             transaction.execute(statements.TAKE_OVER, forfeits)
         taken += changed
     return taken

@@ -37,7 +37,8 @@ class LockWatch:
 
     def look(self, now_s: float) -> StandsStill | None:
         """The holder, once it has stood still for long enough; `now_s` is a monotonic clock's reading, in seconds."""
-        pid = min(locks.holders(self._lock), default=None)
+        # Of a holder in another container no pid is told, and nothing can be seen of what it does.
+        pid = min((one for one in locks.holders(self._lock) if one > 0), default=None)
         seen = None if pid is None else (pid, _activity(pid))
         if seen is None or seen != self._last:
             self._still_s = 0.0

@@ -125,6 +125,16 @@ async def test_a_sweep_that_waited_for_a_beat_loses_nobody(ledger, rival, path):
     assert await ledger.status("a") == Status.CHARGING
 
 
+async def test_a_sweep_that_waited_for_a_withdrawal_stops_the_session(ledger, rival, path):
+    await ledger.claimed("a")
+    [seen] = [one for one in await rival.sweeping.leases() if one.substation == "north"]
+
+    async with rival_changes(path, "UPDATE request SET stop_asked = 1 WHERE id = 'a'") as waiting:
+        waiting.append(asyncio.create_task(rival.sweeping.lose([seen])))
+
+    assert [(one.request_id, one.status) for one in await waiting[0]] == [("a", Status.STOPPED)]
+
+
 async def test_a_sweep_that_waited_for_a_claim_sends_its_session_elsewhere(ledger, rival, path):
     await ledger.assigned("a")
     [seen] = [one for one in await rival.sweeping.leases() if one.substation == "north"]

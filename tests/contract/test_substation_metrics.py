@@ -165,3 +165,7 @@ def test_figures_that_only_people_look_at_are_right_too():
     assert shown['substation_load{substation="north"}'] == 22_000
     assert shown['evenload_substation_ends_total{reason="EnergyLimitReached",substation="north"}'] == 1
     assert shown['evenload_substation_energy_joules_total{substation="north"}'] == 1 + 2 * 11_000 * 60 * 2
+
+
+def test_a_substation_without_any_power_left_is_still_told_of():
+    assert float(re.search(r"utilisation_ratio{.*} (\S+)", scraped(substation(sessions=1, limit_w=0))).group(1)) == 0

@@ -128,7 +128,7 @@ async def test_an_assignment_that_no_beat_names_is_taken_back_in_time_and_a_new_
 
 
 def test_patience_begins_anew_where_something_was_not_named():
-    patience = Patience()
+    patience = Patience(10.0)
 
     assert patience.standing(["a"], 1.0) == [("a", 0.0)]
     assert patience.standing(["a", "b"], 3.0) == [("a", 2.0), ("b", 0.0)]
@@ -143,9 +143,10 @@ async def test_a_breach_is_counted_once_and_one_that_may_pass_only_after_its_tim
         return [at_once, later]
 
     ledger.audit = audit
-    for seconds, counted in ((0, 1), (29, 1), (2, 2), (100, 2)):
-        sweeper.now_s += seconds
+    for seconds in range(0, 60, 5):
+        counted = 1 if seconds < 30 else 2
         await sweeper.audit()
+        sweeper.now_s += 5
         assert registry.get_sample_value("evenload_balancer_conservation_breaches_total") == counted
 
 
@@ -162,3 +163,11 @@ async def test_a_step_that_fails_holds_up_none_of_the_others(sweeper, ledger):
         sweeper.now_s += 0.5
 
     assert ledger.taken_back == [Hint("a", 1)]
+
+
+def test_patience_begins_anew_after_a_time_without_a_look():
+    patience = Patience(5.0)
+
+    assert patience.standing(["a"], 100.0) == [("a", 0.0)]
+    assert patience.standing(["a"], 105.0) == [("a", 5.0)]
+    assert patience.standing(["a"], 110.1) == [("a", 0.0)]

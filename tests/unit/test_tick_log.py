@@ -1,6 +1,7 @@
 import contextlib
 import math
 import resource
+import shutil
 
 import pytest
 from harness.tick_trace import Logged, Tick, logged
@@ -87,3 +88,17 @@ def test_ticks_that_a_full_disk_has_no_room_for_are_left_out_whole_and_it_is_sai
     assert [tick.at_s for tick in logged(tmp_path)["north-1"]] == [1.0, 2.0, 6.0, 7.0]
     assert [line["event"] for line in said] == ["tick_log_interrupted", "tick_log_resumed"]
     assert said[0]["substation"] == "north"
+
+
+def test_a_new_tenure_whose_file_cannot_be_opened_ends_nobody(tmp_path):
+    folder = tmp_path / "ticks"
+    log = TickLog(folder)
+    log.write(substation())
+    shutil.rmtree(folder)
+
+    log.write(substation(epoch=2))
+    folder.mkdir()
+    log.write(substation(epoch=2))
+    log.close()
+
+    assert len(logged(folder)["north-2"]) == 1

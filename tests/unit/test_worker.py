@@ -124,6 +124,7 @@ async def test_a_process_that_leaves_claims_nobody_more():
     one.substation.stop([("a", 1)])
     endings = one.substation.tick(1.0)
 
+    one.leave()
     await one.settle()
     await one._end(endings)
 
