@@ -165,7 +165,8 @@ class Supervisor:
         if process.returncode is not None:
             return
         with contextlib.suppress(ProcessLookupError):
-            process.send_signal(signal.SIGTERM)
+            # Not by `send_signal`, which first takes the exit code of one that has just ended from who waits for it.
+            os.kill(process.pid, signal.SIGTERM)
         try:
             async with asyncio.timeout(self._specs[name].stops_within_s):
                 await process.wait()
