@@ -45,6 +45,7 @@ lock: ## Renew the hashed requirement locks (needs uv)
 	@command -v uv >/dev/null || { echo "uv is missing: pip install uv"; exit 2; }
 	uv pip compile $(LOCK_OPTIONS) pyproject.toml --group build -o requirements/runtime.txt
 	uv pip compile $(LOCK_OPTIONS) pyproject.toml --group dev -o requirements/dev.txt
+	uv pip compile $(LOCK_OPTIONS) --group audit -o requirements/audit.txt
 
 LOCK_OPTIONS := --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-header --no-annotate
 
