@@ -7,7 +7,7 @@ PYTHON ?= $(firstword $(foreach name,python3.11 python3.12 python3.13 python3.14
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help run rush locust test model chaos check readme lock clean
+.PHONY: help run rush locust test test-compose audit model chaos check readme lock clean
 
 help: ## Show the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -24,6 +24,9 @@ locust: $(VENV)/.dev ## Open locust's page (127.0.0.1:8089) to play a rush hour 
 test: $(VENV)/.dev ## Run the test suite on a real RabbitMQ and PostgreSQL of its own
 	@$(BIN)/python -m pytest $(ARGS)
 
+test-compose: $(VENV)/.dev ## Start, load, break and scale the compose files on a Docker engine (brings one up as root)
+	@$(BIN)/python -m pytest -n 0 --exitfirst tests/compose $(ARGS)
+
 model: $(VENV)/.dev ## Run the protocol's model with 3,000 seeds (EVENLOAD_MODEL_RUNS, EVENLOAD_MODEL_FIRST_SEED)
 	@EVENLOAD_MODEL_RUNS=$${EVENLOAD_MODEL_RUNS:-3000} $(BIN)/python -m pytest tests/model --dist load $(ARGS)
 
@@ -37,6 +40,10 @@ check: $(VENV)/.dev ## Run the linters: style, types, architecture, dead code, d
 	$(BIN)/lint-imports
 	$(BIN)/vulture
 	$(BIN)/deptry .
+
+audit: $(VENV)/.audit ## Look for known vulnerabilities in every locked package; fails where one cannot be looked up
+	@for lock in runtime dev audit; do $(VENV)/audit/bin/pip-audit --strict --require-hashes --disable-pip --progress-spinner off \
+		--requirement requirements/$$lock.txt || exit 1; done
 
 readme: $(VENV)/.dev ## Write the README's configuration table anew
 	@PYTHONPATH=tests $(BIN)/python -m harness.settings_table
@@ -63,6 +70,11 @@ $(VENV)/.runtime: requirements/runtime.txt pyproject.toml
 $(VENV)/.dev: requirements/dev.txt pyproject.toml
 	@$(MAKE) environment LOCK=requirements/dev.txt
 	@touch $@ $(VENV)/.runtime
+
+$(VENV)/.audit: requirements/audit.txt $(VENV)/.dev
+	@$(PYTHON) -m venv $(VENV)/audit
+	@$(VENV)/audit/bin/pip install --quiet --disable-pip-version-check --require-hashes -r $<
+	@touch $@
 
 .PHONY: environment
 environment:

@@ -104,6 +104,8 @@ ROLES: Mapping[str, Role] = {
         publishes_to=(DEAD,),
         hears=ASSIGNMENTS,
     ),
+    # Looks at everything in the console, and touches nothing.
+    "monitor": Role(configure="^$", write="^$", read="^$", tags=("monitoring",)),
     "operator": Role(configure=".*", write=".*", read=".*", tags=("administrator",)),
 }
 

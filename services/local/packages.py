@@ -14,6 +14,7 @@ from pathlib import Path
 from services.errors import Misconfigured
 
 _LONGEST_STEP_S = 600
+_DEBIAN_KEYS = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 
 Say = Callable[[str], None]
 
@@ -29,6 +30,8 @@ class PackageSet:
     """What to do where it cannot be had, for the end of a message."""
     own_copies: tuple[str, ...]
     """Beginnings of the names that are fetched even where this system has them installed."""
+    suite: str = ""
+    """The suite of this system's own archive that it comes from (`trixie`); the system's own when empty."""
     is_wanted: Callable[[str], bool] = lambda _name: True
     """Whether a package that this system lacks is needed to run it."""
     relocate: Callable[[Path, Path], None] = lambda _root, _final: None
@@ -119,6 +122,10 @@ def _fetch(work: _Work, say: Say) -> None:
     apt += ["-o", f"Dir::Log={scratch}/log", "-o", "Debug::NoLocking=1", "-o", "APT::Sandbox::User="]
     apt += ["-o", "Acquire::Languages=none", "-o", "APT::Update::Post-Invoke::=true"]
     apt += ["-o", "Acquire::Retries=3", "-o", "APT::Update::Error-Mode=any"]
+    if packages.suite:
+        archive = scratch / "archive.list"
+        archive.write_text(_sources(packages.suite))
+        apt += ["-o", f"Dir::Etc::sourcelist={archive}", "-o", "Dir::Etc::sourceparts=/dev/null"]
     say("fetching the package lists (private copies, nothing is installed)")
     work.step([*apt, "update"], "fetching package lists")
     planning = f"planning {packages.title}'s packages"
@@ -129,6 +136,32 @@ def _fetch(work: _Work, say: Say) -> None:
     wanted = {name for name in missing | own_copies if packages.is_wanted(name)}
     say(f"fetching {packages.title} ({len(wanted)} packages)")
     work.step([*apt, "download", *sorted(wanted)], "fetching packages")
+
+
+def system_archive() -> tuple[str, str]:
+    """The address that this system fetches its own packages from, and its release's name (`bookworm`).
+
+    Raises `Misconfigured` where the system does not say.
+    """
+    codename = platform.freedesktop_os_release().get("VERSION_CODENAME", "")
+    targets = subprocess.run(
+        ["apt-get", "indextargets", "--format", "$(REPO_URI) $(RELEASE) $(COMPONENT)", "Created-By: Packages"],  # noqa: S607
+        capture_output=True,
+        text=True,
+        timeout=_LONGEST_STEP_S,
+        check=False,
+    )
+    for line in targets.stdout.splitlines():
+        address, release, component = line.split()
+        if (release, component) == (codename, "main"):
+            return address, codename
+    raise Misconfigured(f"apt's sources name no archive of this system's own release {codename!r}: add it to them")
+
+
+def _sources(suite: str) -> str:
+    """A source line for another suite of the archive that the system itself uses."""
+    keys = f"[signed-by={_DEBIAN_KEYS}] " if _DEBIAN_KEYS.exists() else ""
+    return f"deb {keys}{system_archive()[0]} {suite} main\n"
 
 
 def _planned(uris: str) -> set[str]:
