@@ -32,7 +32,14 @@ class Backends:
 
 @contextlib.asynccontextmanager
 async def opened(life: Life) -> AsyncIterator[Backends]:
-    """Open ledger and broker; raises `Misconfigured` where one cannot be had or used, telling of both.
+    """Open ledger and broker; raises as `ledger_opened` and `broker_opened`."""
+    async with ledger_opened(life) as ledger, broker_opened(life) as (publisher, consuming):
+        yield Backends(ledger, publisher, consuming)
+
+
+@contextlib.asynccontextmanager
+async def ledger_opened(life: Life) -> AsyncIterator[LedgerConnection]:
+    """Open the ledger; raises `Misconfigured` where it cannot be had or used, telling of the broker, too.
 
     The process is ready only while the ledger can be written.
     """
@@ -51,7 +58,7 @@ async def opened(life: Life) -> AsyncIterator[Backends]:
             )
         except Misconfigured as ledgers_fault:
             try:  # one look at the broker, so that who has two faults hears of both at once
-                await _broker(stack, life, startup_timeout_s=0)
+                await _connections(stack, life, startup_timeout_s=0)
             except Misconfigured as brokers_fault:
                 raise Misconfigured(f"{ledgers_fault}; and {brokers_fault}") from None
             except BrokerUnavailable as error:
@@ -59,20 +66,36 @@ async def opened(life: Life) -> AsyncIterator[Backends]:
             raise
         life.admin.faults.append(lambda: ledger.fault and f"the ledger cannot be written: {ledger.fault}")
         await stack.enter_async_context(life.background(_probe_while_failing(ledger)))
-        publishing, consuming = await _broker(stack, life, startup_timeout_s=common.startup_timeout_s)
-        yield Backends(ledger, await Publisher.open(publishing, common.envelope_max), consuming)
+        yield ledger
 
 
-async def _broker(
+@contextlib.asynccontextmanager
+async def broker_opened(life: Life) -> AsyncIterator[tuple[Publisher, ReconnectingConnection]]:
+    """Open the broker, once to publish and once to consume; raises `Misconfigured` where it cannot be had or used.
+
+    The process is ready only while it has the broker, unless it is a gateway: that goes on accepting without, and a
+    load balancer must not take all of them out for it.
+    """
+    common = life.common
+    async with AsyncExitStack() as stack:
+        publishing, consuming = await _connections(stack, life, common.startup_timeout_s)
+        publisher = await Publisher.open(publishing, common.envelope_max)
+        faults = [] if life.service == "gateway" else [publishing.fault, consuming.fault]
+        life.admin.faults += faults
+        try:
+            yield publisher, consuming
+        finally:
+            for one in faults:
+                life.admin.faults.remove(one)
+
+
+async def _connections(
     stack: AsyncExitStack, life: Life, startup_timeout_s: float
 ) -> tuple[ReconnectingConnection, ReconnectingConnection]:
     url = life.common.amqp_url
     publishing = await stack.enter_async_context(connected(url, f"{life.instance} publish", startup_timeout_s))
     consuming = await stack.enter_async_context(connected(url, f"{life.instance} consume", startup_timeout_s))
     await require_topology(publishing, topology.ROLES[life.service.removesuffix("s")])
-    if life.service != "gateway":
-        # A gateway goes on accepting without the broker, and a load balancer must not take all of them out for it.
-        life.admin.faults += [publishing.fault, consuming.fault]
     return publishing, consuming
 
 

@@ -3,7 +3,7 @@
 import math
 import re
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any
@@ -18,6 +18,9 @@ POWER_FACTOR = 0.95
 HOSTING_SHARE = 0.8
 """Share of a transformer's active power that is given to charging; the rest belongs to the households."""
 CONNECTORS_PER_BAY = 4
+ALL = "*"
+"""In the place of ids: every substation of the grid file."""
+_EXTRA = re.compile(r"extra-([1-9][0-9]{0,5})")
 _BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
 
 
@@ -68,14 +71,41 @@ class Grid(BaseModel):
     substation: Annotated[list[SubstationSpec], Field(min_length=1)]
 
     def pick(self, ids: list[str]) -> list[SubstationSpec]:
-        """The substations with these ids, or all where none is named; raises `Misconfigured` for a stranger."""
+        """The substations with these ids, or all where they are `*`; raises `Misconfigured` for a stranger."""
+        if ids == [ALL]:
+            return list(self.substation)
         known = {spec.id: spec for spec in self.substation}
         for one in ids:
             if one not in known:
                 raise Misconfigured(
                     f"EVENLOAD_SUBSTATION_IDS: {one!r} is not in grid area {self.name!r}, which has {', '.join(known)}"
                 )
-        return [known[one] for one in ids] if ids else list(self.substation)
+        return [known[one] for one in ids]
+
+    def candidates(self, registered: Iterable[str]) -> list[str]:
+        """Ids that a process without one may take, in order: the grid file's, then the `registered` extra ones."""
+        ids = [spec.id for spec in self.substation]
+        extras = sorted(number for number in map(_extra_number, registered) if number is not None)
+        return list(dict.fromkeys([*ids, *map(extra_id, extras)]))
+
+    def spec(self, substation: str) -> SubstationSpec:
+        """The substation as the grid file has it, else an extra one, of the default type."""
+        return next((one for one in self.substation if one.id == substation), extra(substation))
+
+
+def extra(substation: str) -> SubstationSpec:
+    """A substation that is in no grid file, of the type of which the default grid has four."""
+    return SubstationSpec(id=substation, rated_kva=400, connectors=40)
+
+
+def extra_id(number: int) -> str:
+    """The id of an extra substation; they count from 1."""
+    return f"extra-{number}"
+
+
+def _extra_number(substation: str) -> int | None:
+    match = _EXTRA.fullmatch(substation)
+    return int(match[1]) if match else None
 
 
 def load_grid(name_or_path: str) -> Grid:

@@ -16,7 +16,7 @@ from prometheus_client import CollectorRegistry
 
 from services.admin import AdminServer
 from services.errors import Misconfigured
-from services.logs import configure_logs, get_logger
+from services.logs import configure_logs, get_logger, name_logs
 from services.metrics import ServiceMetrics
 from services.settings import CommonSettings, Settings, load_for_service
 
@@ -24,6 +24,7 @@ log = get_logger(__name__)
 
 DRAIN_DEADLINE_S = 7.0
 OwnSettings = TypeVar("OwnSettings", bound=Settings)
+Outcome = TypeVar("Outcome")
 
 
 @dataclass
@@ -62,19 +63,26 @@ class Life:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def wait_for(self, event: asyncio.Event) -> bool:
-        """Wait for an event of the background's; False where a signal came first; raises what the background raised."""
-        happened = asyncio.create_task(event.wait())
+    def rename(self, instance: str) -> None:
+        """Go by another name from now on: one that was not known at the start."""
+        self.instance = instance
+        name_logs(self.service, instance)
+
+    async def wait_for(self, work: Coroutine[Any, Any, Outcome]) -> Outcome | None:
+        """What `work` returns; None where a signal came first. Raises what it raised, or the background did."""
+        happened = asyncio.create_task(work)
         stopped = asyncio.create_task(self.stopping.wait())
         try:
             awaited: set[asyncio.Future[Any]] = {happened, stopped, self._crash}
             await asyncio.wait(awaited, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            happened.cancel()
             stopped.cancel()
+            if not happened.done():
+                happened.cancel()
+                await asyncio.wait({happened})
         if self._crash.done():
             await self._crash
-        return event.is_set()
+        return None if happened.cancelled() else await happened
 
     async def serve_until_stopped(self) -> None:
         """Be ready until a signal comes; raises what a background coroutine raised."""
@@ -149,6 +157,7 @@ async def _live(
     if not working.done() or working.cancelled():
         # Before it served there was nothing to drain; after that, this is no orderly end.
         return 1 if life.has_served else 0
+    name_logs(service, life.instance)
     return _exit_code(service, working)
 
 

@@ -65,6 +65,11 @@ def configure_logs(service: str, instance: str, level: str, log_format: LogForma
         cache_logger_on_first_use=False,
     )
     structlog.contextvars.clear_contextvars()
+    name_logs(service, instance)
+
+
+def name_logs(service: str, instance: str) -> None:
+    """Put these names on every line of this task, and of tasks that it starts from now on."""
     structlog.contextvars.bind_contextvars(service=service, instance=instance)
 
 

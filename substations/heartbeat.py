@@ -5,6 +5,9 @@ ledger knows and the process does not is adopted: this repairs lost messages, lo
 """
 
 import asyncio
+import os
+import secrets
+import socket
 from collections.abc import Mapping, Sequence
 
 from services.clock import monotonic_s
@@ -21,13 +24,23 @@ log = get_logger(__name__)
 ADOPT_AFTER_MS = 2_000
 """How long an assigned row may wait for its message before the heartbeat brings it."""
 LOOK_EVERY_S = 0.25
-"""How often a lease is looked at that somebody else holds still."""
+"""How often a lease is looked at that somebody else holds still, at the least."""
 GRANT_BEATS = 3
 """For how many beats a grant lasts: one to come, one that may be late or lost, one to be answered."""
 
 
+def new_holder(instance: str) -> str:
+    """The name of this process in its leases: it tells people who that is, and tells it from every other process."""
+    return f"{instance} (process {os.getpid()} on {socket.gethostname()}) #{secrets.token_hex(8)}"
+
+
+def look_every_s(heartbeat_s: float) -> float:
+    """Wall time between two looks at a lease that somebody else holds."""
+    return min(LOOK_EVERY_S, heartbeat_s / 2)
+
+
 class Host:
-    """One process's hold on its substations; `name` tells people who it is, `nonce` tells it from every other."""
+    """One process's hold on its substations, as `holder`; see `new_holder`."""
 
     def __init__(
         self,
@@ -35,15 +48,14 @@ class Host:
         registrations: Sequence[Registration],
         ledger: Tenancy,
         *,
-        name: str,
-        nonce: str,
+        holder: str,
         lease_s: float,
         heartbeat_s: float,
     ) -> None:
         self._workers = workers
         self._registrations = {one.substation: one for one in registrations}
         self._ledger = ledger
-        self._holder = f"{name} #{nonce}"
+        self._holder = holder
         self._lease_s = lease_s
         self._heartbeat_s = heartbeat_s
         self._watch = SilenceWatch(lease_s)
@@ -62,7 +74,7 @@ class Host:
                 await self.beat()
             except LedgerUnavailable as error:
                 log.warning("heartbeat_missed", cause=str(error))
-            pause_s = min(LOOK_EVERY_S, self._heartbeat_s / 2) if self._is_hurried() else self._heartbeat_s
+            pause_s = look_every_s(self._heartbeat_s) if self._is_hurried() else self._heartbeat_s
             await asyncio.sleep(max(0.0, began_at + pause_s - loop.time()))
 
     def _wanted(self) -> list[str]:
@@ -107,7 +119,7 @@ class Host:
         elif lease.renewals > first.renewals:
             raise Misconfigured(
                 f"substation {lease.substation!r} is hosted by {_name(lease)}, which is alive: stop that process, or "
-                "give this one other ids in EVENLOAD_SUBSTATION_IDS"
+                "start this one with other ids in EVENLOAD_SUBSTATION_IDS, or with none, and it takes one that is free"
             )
 
     async def beat(self) -> None:

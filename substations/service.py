@@ -3,24 +3,24 @@
 import asyncio
 import contextlib
 import math
-import os
-import secrets
-import socket
+from collections.abc import Sequence
 from contextlib import AsyncExitStack
 
-from services.backends import opened
+from services.backends import broker_opened, ledger_opened
 from services.broker import topology
 from services.broker.settle import Consumer
 from services.clock import monotonic_s
 from services.crash_points import crash_point
 from services.errors import LedgerUnavailable, Misconfigured
-from services.grid import SubstationSpec, load_grid
+from services.grid import Grid, SubstationSpec, load_grid
 from services.ledger.charging import LedgerCharging
 from services.ledger.records import Registration
-from services.ledger.tenancy import LedgerTenancy
+from services.ledger.tenancy import LedgerTenancy, Tenancy
 from services.lifecycle import Life, run
+from substations.choice import Chooser
 from substations.collector import SubstationCollector
-from substations.heartbeat import GRANT_BEATS, Host
+from substations.heartbeat import GRANT_BEATS, Host, look_every_s, new_holder
+from substations.search import Search
 from substations.settings import SubstationSettings
 from substations.sharing import POLICIES
 from substations.substation import Substation
@@ -35,28 +35,30 @@ async def serve(life: Life, settings: SubstationSettings) -> None:
     """Charge until told to stop; sessions stay in the ledger and go on at the next start."""
     common = life.common
     _refuse_slow_beats(settings.heartbeat_s, common.lease_s)
-    specs = {spec.id: spec for spec in load_grid(common.grid).pick(settings.hosted_ids())}
-    for spec in specs.values():
-        if settings.floor_w > spec.limit_w:
-            raise Misconfigured(
-                f"EVENLOAD_SUBSTATION_FLOOR_KW: {settings.floor_kw:g} kW is above the limit of {spec.id!r}, "
-                f"{spec.limit_w / 1000:g} kW, so that no session could run: lower it"
-            )
+    grid = load_grid(common.grid)
+    specs = grid.pick(settings.hosted_ids())
+    _refuse_high_floor(settings, specs or grid.substation)
+    holder = new_holder(life.instance)
     async with AsyncExitStack() as stack:
-        backends = await stack.enter_async_context(opened(life))
-        ledger = LedgerCharging(backends.ledger)
+        connection = await stack.enter_async_context(ledger_opened(life))
+        if not specs:
+            spec = await _take_one(life, settings, grid, LedgerTenancy(connection), holder)
+            if spec is None:
+                return
+            specs = [spec]
+        publisher, consuming = await stack.enter_async_context(broker_opened(life))
+        ledger = LedgerCharging(connection)
         workers = {}
-        for spec in specs.values():
+        for spec in specs:
             substation = _substation(spec, common.speed, settings)
             tick_log, witness = _records(settings, stack)
             workers[spec.id] = Worker(substation, ledger, tick_log=tick_log, witness=witness)
         life.metrics.registry.register(SubstationCollector([one.substation for one in workers.values()]))
         host = Host(
             workers,
-            [_registration(spec, life.admin.url) for spec in specs.values()],
-            LedgerTenancy(backends.ledger),
-            name=f"{life.instance} (process {os.getpid()} on {socket.gethostname()})",
-            nonce=secrets.token_hex(8),
+            [_registration(spec, life.admin.url) for spec in specs],
+            LedgerTenancy(connection),
+            holder=holder,
             lease_s=common.lease_s,
             heartbeat_s=settings.heartbeat_s,
         )
@@ -78,19 +80,17 @@ async def serve(life: Life, settings: SubstationSettings) -> None:
                 *(worker.tick_for_ever(settings.tick_s) for worker in workers.values()), host.beat_for_ever()
             )
         )
-        if not await life.wait_for(host.all_held):
+        if not await life.wait_for(host.all_held.wait()):
             return
         consumers = {
-            one: Consumer(
-                topology.substation_queue(one), worker.take_in, backends.publisher, life.metrics.messages_settled
-            )
+            one: Consumer(topology.substation_queue(one), worker.take_in, publisher, life.metrics.messages_settled)
             for one, worker in workers.items()
         }
         await stack.enter_async_context(
             life.background(
                 *(
                     consumer.consume_for_ever(
-                        backends.consuming,
+                        consuming,
                         prefetch=settings.prefetch,
                         tag=f"{life.instance} {one}",
                         bind_to=topology.ASSIGNMENTS,
@@ -100,6 +100,21 @@ async def serve(life: Life, settings: SubstationSettings) -> None:
             )
         )
         await life.serve_until_stopped()
+
+
+async def _take_one(
+    life: Life, settings: SubstationSettings, grid: Grid, ledger: Tenancy, holder: str
+) -> SubstationSpec | None:
+    """Take a substation that is free, and a name from it unless one was given; None where a signal came first."""
+    chooser = Chooser(grid, lease_s=life.common.lease_s, heartbeat_s=settings.heartbeat_s)
+    search = Search(ledger, chooser, lambda one: _registration(grid.spec(one), life.admin.url), holder)
+    async with broker_opened(life):  # who could not serve it must not hold one
+        taken = await life.wait_for(search.until_taken(look_every_s(settings.heartbeat_s)))
+    if taken is None:
+        return None
+    if life.common.instance is None:
+        life.rename(f"substation-{taken}")  # the broker, which shows connections by name, is connected to anew
+    return grid.spec(taken)
 
 
 def _records(settings: SubstationSettings, stack: AsyncExitStack) -> tuple[TickLog | None, Witness | None]:
@@ -114,6 +129,15 @@ def _records(settings: SubstationSettings, stack: AsyncExitStack) -> tuple[TickL
 
 def _registration(spec: SubstationSpec, metrics_url: str) -> Registration:
     return Registration(spec.id, spec.zone, spec.rated_w, spec.limit_w, spec.connectors, spec.waiting_bays, metrics_url)
+
+
+def _refuse_high_floor(settings: SubstationSettings, specs: Sequence[SubstationSpec]) -> None:
+    for spec in specs:
+        if settings.floor_w > spec.limit_w:
+            raise Misconfigured(
+                f"EVENLOAD_SUBSTATION_FLOOR_KW: {settings.floor_kw:g} kW is above the limit of {spec.id!r}, "
+                f"{spec.limit_w / 1000:g} kW, so that no session could run: lower it"
+            )
 
 
 def _refuse_slow_beats(heartbeat_s: float, lease_s: float) -> None:

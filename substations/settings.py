@@ -5,6 +5,7 @@ from pathlib import Path
 from pydantic import Field, field_validator
 from pydantic_settings import SettingsConfigDict
 
+from services.grid import ALL
 from services.settings import SUBSTATION_ID, Settings
 from substations.sharing import SharingName
 
@@ -14,7 +15,11 @@ class SubstationSettings(Settings):
 
     model_config = SettingsConfigDict(env_prefix="EVENLOAD_SUBSTATION_")
 
-    ids: str = Field("", description="Substations to host, ids separated by commas; all of the grid file when empty.")
+    ids: str = Field(
+        "",
+        description="Substations to host: ids separated by commas, or `*` for all of the grid file. A process without "
+        "any takes the first that nobody hosts, or one more (`extra-1`, …) when all are taken.",
+    )
     sharing: SharingName = Field(
         "max-min",
         description="How sessions share the limit: `max-min` (evenly), `least-laxity` (the most urgent first, where "
@@ -43,8 +48,8 @@ class SubstationSettings(Settings):
     @classmethod
     def _sound_ids(cls, value: str) -> str:
         for one in value.split(","):
-            if value and not SUBSTATION_ID.match(one.strip()):
-                raise ValueError("give ids of letters, digits and hyphens, separated by commas")
+            if value not in ("", ALL) and not SUBSTATION_ID.match(one.strip()):
+                raise ValueError("give ids of letters, digits and hyphens, separated by commas, or * for all")
         return value
 
     @property
@@ -53,5 +58,5 @@ class SubstationSettings(Settings):
         return round(self.floor_kw * 1000)
 
     def hosted_ids(self) -> list[str]:
-        """The ids as a list; empty means all."""
+        """The ids as a list; empty means one that is free, `["*"]` all."""
         return [one.strip() for one in self.ids.split(",") if one.strip()]

@@ -7,7 +7,7 @@ by more than margin ÷ (2 × lease + margin), 9 % here.
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 MARGIN_OF_LEASE = 0.2
 """The margin as a part of the lease."""
@@ -31,6 +31,10 @@ class Lease:
     def is_free(self) -> bool:
         """Whether it may be taken at once."""
         return self.holder is None or self.is_released
+
+    def has_moved_since(self, earlier: "Lease") -> bool:
+        """Whether somebody took, renewed, released or lost it; an heir's coming is no move."""
+        return replace(self, heir=None) != replace(earlier, heir=None)
 
 
 def silence_s(lease_s: float) -> float:
@@ -59,24 +63,20 @@ class SilenceWatch:
     def observe(self, leases: Iterable[Lease], replied_at_s: float) -> dict[str, float]:
         """Note what a read showed whose reply came at `replied_at_s`; returns how long each has stood still [s].
 
-        Substations that are not named any more are forgotten. An heir's coming is no move.
+        Substations that are not named any more are forgotten.
         """
         seen: dict[str, _Sighting] = {}
         for lease in leases:
             before = self._sightings.get(lease.substation)
             stands_still = (
                 before is not None
-                and _moves(before.lease) == _moves(lease)
+                and not lease.has_moved_since(before.lease)
                 and replied_at_s - before.last_s <= self.lease_s / 2
             )
             since_s = before.since_s if before is not None and stands_still else replied_at_s
             seen[lease.substation] = _Sighting(lease, since_s, replied_at_s)
         self._sightings = seen
         return {substation: one.last_s - one.since_s for substation, one in seen.items()}
-
-
-def _moves(lease: Lease) -> tuple[int, int, str | None, bool]:
-    return (lease.epoch, lease.renewals, lease.holder, lease.is_released)
 
 
 def is_lost(lease: Lease, silent_s: float, lease_s: float) -> bool:

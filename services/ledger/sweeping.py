@@ -12,7 +12,7 @@ from services.ledger.connection import LedgerConnection
 from services.ledger.leases import Lease
 from services.ledger.records import Breach, Swept
 from services.ledger.states import Status
-from services.ledger.tenancy import lease, lease_values
+from services.ledger.tenancy import all_leases, lease_values
 from services.messages import Hint
 
 AUDIT_NEWEST_TRANSITIONS = 5_000
@@ -112,8 +112,7 @@ class LedgerSweeping:
 
     async def leases(self) -> list[Lease]:
         """See `Sweeping.leases`."""
-        rows = await self._connection.read(lambda it: it.execute(lease_statements.ALL_LEASES))
-        return [lease(row) for row in rows]
+        return await all_leases(self._connection)
 
     async def lose(self, leases: Sequence[Lease]) -> list[Swept]:
         """See `Sweeping.lose`."""

@@ -17,6 +17,9 @@ from services.messages import Hint
 class Tenancy(Protocol):
     """A process's view of the leases it wants or holds; every method raises `LedgerUnavailable`."""
 
+    async def leases(self) -> list[Lease]:
+        """The lease of every substation that ever had one."""
+
     async def wait_for(self, substations: Sequence[str], heir: str) -> dict[str, Lease]:
         """The leases of those that ever had one; where another holds it, `heir` is noted as who waits for it."""
 
@@ -144,10 +147,14 @@ class LedgerTenancy:
     def __init__(self, connection: LedgerConnection) -> None:
         self._connection = connection
 
+    async def leases(self) -> list[Lease]:
+        """See `Tenancy.leases`."""
+        return await all_leases(self._connection)
+
     async def wait_for(self, substations: Sequence[str], heir: str) -> dict[str, Lease]:
         """See `Tenancy.wait_for`."""
         rows: list[Row] = [{"substation": one, "heir": heir} for one in substations]
-        return {row["substation"]: lease(row) for row in await self._connection.write(WAIT_FOR, rows)}
+        return {row["substation"]: _lease(row) for row in await self._connection.write(WAIT_FOR, rows)}
 
     async def take(
         self, registrations: Sequence[Registration], seen: Mapping[str, Lease], holder: str
@@ -182,6 +189,11 @@ class LedgerTenancy:
         return {row["substation"] for row in await self._connection.write(RELEASE, rows)}
 
 
-def lease(row: Row) -> Lease:
+async def all_leases(connection: LedgerConnection) -> list[Lease]:
+    """The lease of every substation that ever had one."""
+    return [_lease(row) for row in await connection.read(lambda it: it.execute(statements.ALL_LEASES))]
+
+
+def _lease(row: Row) -> Lease:
     """A substation's row as an observer sees it."""
     return Lease(row["substation"], row["epoch"], row["renewals"], row["holder"], bool(row["released"]), row["heir"])

@@ -147,21 +147,29 @@ def running_node(data: Path) -> Iterator[Node]:
     """Start a private node, and take it down with everything it started."""
     installation = find_rabbitmq(cache_dir(LocalSettings()), print)
     broker = prepare_broker(installation, data, BrokerPorts(*free_ports(5)))
+    with guarded(data) as marks:
+        node = Node(broker, data, marks)
+        try:
+            node.start()
+            yield node
+        finally:
+            node.stop()
+            node.stop("epmd")
+
+
+@contextlib.contextmanager
+def guarded(data: Path) -> Iterator[dict[str, str]]:
+    """Marks for the environment of processes that must not stay should the tests be killed."""
     run = uuid.uuid4().hex
-    # Should the tests be killed, their broker must not stay.
     guardian = subprocess.Popen(
         [sys.executable, "-m", "services.local.guardian", run],
         stdin=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         start_new_session=True,
     )
-    node = Node(broker, data, leftovers.marks(data, run))
     try:
-        node.start()
-        yield node
+        yield leftovers.marks(data, run)
     finally:
-        node.stop()
-        node.stop("epmd")
         guardian.stdin.close()
         guardian.wait(30)
 

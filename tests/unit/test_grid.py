@@ -1,7 +1,7 @@
 import pytest
 
 from services.errors import Misconfigured
-from services.grid import load_grid
+from services.grid import ALL, extra, load_grid
 
 ONE = """
 name = "mine"
@@ -30,20 +30,20 @@ def refusal(path):
 
 
 def test_the_default_area_has_four_equal_substations_of_304_kw_and_40_connectors():
-    substations = load_grid("default").pick([])
+    substations = load_grid("default").pick([ALL])
 
     assert [one.id for one in substations] == ["north", "east", "south", "west"]
     assert {(one.rated_kva, one.limit_w, one.connectors, one.zone) for one in substations} == {(400, 304_000, 40, None)}
 
 
 def test_a_limit_of_its_own_replaces_the_hosting_share(written):
-    (spec,) = load_grid(written(ONE + "limit_kw = 120.5\nzone = 'west'\n")).pick([])
+    (spec,) = load_grid(written(ONE + "limit_kw = 120.5\nzone = 'west'\n")).pick([ALL])
 
     assert (spec.rated_w, spec.limit_w, spec.zone) == (380_000, 120_500, "west")
 
 
 def test_a_limit_may_reach_the_rating_but_not_pass_it(written):
-    assert load_grid(written(ONE + "limit_kw = 380\n")).pick([])[0].limit_w == 380_000
+    assert load_grid(written(ONE + "limit_kw = 380\n")).pick([ALL])[0].limit_w == 380_000
     assert "= 380 kW" in refusal(written(ONE + "limit_kw = 380.1\n"))
 
 
@@ -102,7 +102,7 @@ def test_every_fault_of_a_file_is_told_in_one_line(written):
 
 
 def test_bays_are_one_for_four_connectors_unless_the_file_says_how_many(written):
-    bays = [load_grid(written(ONE + text)).pick([])[0].waiting_bays for text in ("", "bays = 0\n", "bays = 7\n")]
+    bays = [load_grid(written(ONE + text)).pick([ALL])[0].waiting_bays for text in ("", "bays = 0\n", "bays = 7\n")]
 
     assert bays == [10, 0, 7]
 
@@ -130,8 +130,27 @@ def test_picking_a_stranger_names_it_and_who_there_is():
 
 
 def test_the_mixed_area_has_three_sizes_in_three_zones():
-    substations = load_grid("mixed").pick([])
+    substations = load_grid("mixed").pick([ALL])
 
     assert [one.rated_kva for one in substations] == [250, 400, 400, 630]
     assert [one.limit_w for one in substations] == [190_000, 304_000, 304_000, 478_800]
     assert len({one.zone for one in substations}) == 3
+
+
+def test_an_extra_substation_is_like_those_of_the_default_grid():
+    assert [extra(one.id) for one in load_grid("default").substation] == load_grid("default").substation
+
+
+def test_a_process_without_an_id_may_take_the_grids_own_and_extras_by_number():
+    grid = load_grid("default")
+
+    candidates = grid.candidates(["west", "extra-10", "elsewhere", "extra-9", "extra-01", "extra-0", "extra-x"])
+
+    assert candidates == ["north", "east", "south", "west", "extra-9", "extra-10"]
+
+
+def test_an_id_of_the_grid_file_is_that_files_own_even_if_it_reads_like_an_extra_one(written):
+    grid = load_grid(written(ONE + '[[substation]]\nid = "extra-1"\nrated_kva = 100\nconnectors = 3\n'))
+
+    assert grid.candidates(["extra-1"]) == ["north", "extra-1"]
+    assert (grid.spec("extra-1").connectors, grid.spec("extra-2").connectors) == (3, 40)

@@ -5,6 +5,7 @@ import pytest
 from balancer.settings import BalancerSettings
 from gateway.settings import GatewaySettings
 from services.errors import Misconfigured
+from services.grid import ALL
 from services.settings import CommonSettings, LocalSettings, env_name, env_names, load, load_for_service, refuse_unknown
 from substations.settings import SubstationSettings
 
@@ -132,6 +133,7 @@ def test_a_password_never_stands_in_a_refusal(environ):
         ("EVENLOAD_SUBSTATION_FLOOR_KW", "-1", SubstationSettings),
         ("EVENLOAD_SUBSTATION_IDS", "north,so uth", SubstationSettings),
         ("EVENLOAD_SUBSTATION_IDS", "north,../south", SubstationSettings),
+        ("EVENLOAD_SUBSTATION_IDS", "north,*", SubstationSettings),
         ("EVENLOAD_GATEWAY_BACKLOG_MAX", "0", GatewaySettings),
         ("EVENLOAD_GATEWAY_WAIT_MAX_S", "0", GatewaySettings),
     ],
@@ -199,6 +201,9 @@ def test_the_ids_of_a_substations_process_are_a_list(environ):
 
     environ(EVENLOAD_SUBSTATION_IDS="")
     assert load_for_service(SubstationSettings)[1].hosted_ids() == []
+
+    environ(EVENLOAD_SUBSTATION_IDS="*")
+    assert load_for_service(SubstationSettings)[1].hosted_ids() == [ALL]
 
 
 def test_an_instance_has_the_name_that_was_given_or_one_of_its_own(environ):

@@ -72,7 +72,7 @@ REGISTRATION = Registration("north", None, 400_000, 304_000, 1, 0, "http://127.0
 
 
 def host(one, ledger):
-    return Host({"north": one}, [REGISTRATION], ledger, name="me", nonce="1", lease_s=5, heartbeat_s=1)
+    return Host({"north": one}, [REGISTRATION], ledger, holder="me #1", lease_s=5, heartbeat_s=1)
 
 
 async def heartbeat(one, ledger):

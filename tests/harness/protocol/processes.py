@@ -47,7 +47,7 @@ class SubstationProcess(Process):
             self.workers[one.id] = Worker(one, ledger, witness=witness)
         self.host = Host(
             self.workers, kinds, LedgerTenancy(self.connection),
-            name=name, nonce=name, lease_s=LEASE_S, heartbeat_s=HEARTBEAT_S,
+            holder=f"{name} #{name}", lease_s=LEASE_S, heartbeat_s=HEARTBEAT_S,
         )  # fmt: skip
         self.when_over.append(self._detach)
         self.start(self._serve())
