@@ -19,7 +19,7 @@ class TargetRoutes:
     ledger: Operating
 
     async def get(self, _request: web.Request) -> web.Response:
-        """A target group for each process; where the ledger cannot be read a 503, and Prometheus keeps its last list."""
+        """A target group for each process; without the ledger a 503, and Prometheus keeps its last list."""
         addresses = await self.ledger.metrics_addresses()
         return web.json_response([target_group(address, ids) for address, ids in addresses.items()])
 
