@@ -5,7 +5,6 @@ import contextlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 import aiohttp
@@ -89,9 +88,7 @@ class Prometheus:
             self._finding = asyncio.create_task(looking)
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_error: object) -> None:
         # The thread cannot be told to stop, but what it waits for ends with the run.
         tasks = [task for task in (self._finding, self._starting) if task is not None]
         for task in tasks:

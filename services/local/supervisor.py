@@ -50,8 +50,8 @@ class Supervisor:
     async def start(self, spec: ProcessSpec) -> None:
         """Start a process, keep it running, and return once it is ready.
 
-        Raises `StackEnded`, or `Misconfigured` with the last words of a service that refuses its settings. The stack can
-        go on after that of an optional one.
+        Raises `StackEnded`, or `Misconfigured` with the last words of a service that refuses its settings. After that
+        of an optional one the stack can go on.
         """
         self._specs[spec.name] = spec
         _begin_log(spec.log)
