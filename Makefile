@@ -7,7 +7,7 @@ PYTHON ?= $(firstword $(foreach name,python3.11 python3.12 python3.13 python3.14
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help run rush locust test test-compose audit model chaos check readme lock clean
+.PHONY: help run rush locust test test-compose audit model chaos check readme dashboards lock clean
 
 help: ## Show the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -47,6 +47,9 @@ audit: $(VENV)/.audit ## Look for known vulnerabilities in every locked package;
 
 readme: $(VENV)/.dev ## Write the README's configuration table anew
 	@PYTHONPATH=tests $(BIN)/python -m harness.settings_table
+
+dashboards: $(VENV)/.dev ## Write Grafana's dashboards anew, from their code in tests/harness
+	@PYTHONPATH=tests $(BIN)/python -m harness.grid_dashboard
 
 lock: ## Renew the hashed requirement locks (needs uv)
 	@command -v uv >/dev/null || { echo "uv is missing: pip install uv"; exit 2; }

@@ -32,7 +32,7 @@ async def serve(life: Life, settings: BalancerSettings) -> None:
         backends = await stack.enter_async_context(opened(life))
         ledger = LedgerDispatch(backends.ledger)
         http = await stack.enter_async_context(aiohttp.ClientSession())
-        metrics = BalancerMetrics(life.metrics.registry)
+        metrics = BalancerMetrics(life.metrics.registry, settings.policy)
         table = LoadTable()
         watcher = Watcher(ledger, table, metrics, STALE_AFTER_INTERVALS * settings.scrape_interval_s)
         scraper = Scraper(http, settings.scrape_interval_s, metrics.scrapes, watcher.take)

@@ -11,6 +11,7 @@ from gateway.problems import problem_details
 from gateway.request_charge import RequestChargeRoute
 from gateway.settings import GatewaySettings
 from gateway.substations import SubstationRoutes
+from gateway.targets import TargetRoutes
 from gateway.waits import WaitForecast
 from services.ledger.intake import Intake
 from services.ledger.operating import Operating
@@ -40,6 +41,7 @@ def build_app(
             web.get("/substations/{substation}", substations.get),
             web.put("/substations/{substation}/limit", substations.put_limit),
             web.put("/substations/{substation}/operational", substations.put_operational),
+            web.get("/targets", TargetRoutes(operating).get),
             web.post("/request_charge", RequestChargeRoute(requests).post),
         ]
     )

@@ -14,6 +14,8 @@ from services.logs import get_logger
 
 log = get_logger(__name__)
 
+OUTCOMES = ("200", "202", "400", "404", "405", "413", "415", "422", "500", "503")
+"""Status codes that are shown from the start, so that a rate has their first increase, too."""
 COUNT_EVERY_S = 2.0
 ACCEPT_BUCKETS_S = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
 
@@ -28,6 +30,8 @@ class GatewayMetrics:
             ["outcome"],
             registry=registry,
         )
+        for outcome in OUTCOMES:
+            self.http_requests.labels(outcome)
         self.accept_s = Histogram(
             "evenload_gateway_accept_duration_seconds",
             "From a charge request's arrival to its commit.",

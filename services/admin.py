@@ -34,7 +34,7 @@ class AdminServer:
         await self._runner.setup()
         bound = await bind(self._runner, host, port, "EVENLOAD_ADMIN_PORT")
         reachable = socket.gethostname() if host in ("0.0.0.0", "::") else host
-        self._url = f"http://{reachable}:{bound}"
+        self._url = f"http://[{reachable}]:{bound}" if ":" in reachable else f"http://{reachable}:{bound}"
 
     async def stop(self) -> None:
         """Close the port."""

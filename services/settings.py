@@ -110,6 +110,11 @@ class LocalSettings(Settings):
     first_rush: bool = Field(True, description="0 starts the local stack without its first rush hour.")
     grid: str = Field("default", description="Grid file (TOML), or the name of one that comes along.")
     gateway_port: Port = Field(8080, description="Port of the HTTP API.")
+    prometheus: str = Field(
+        "auto",
+        description="`auto`: an installed Prometheus, else a copy from the system's packages; or the path of a "
+        "`prometheus`; or `0` for none.",
+    )
 
 
 class ConsoleSettings(Settings):

@@ -31,6 +31,9 @@ REQUEUE_PAUSE_S = 0.2
 SETTLE_LAST_S = 4.0
 BATCH_MAX_DELIVERIES = 64
 
+OUTCOMES = ("acked", "quarantined", "requeued")
+"""Shown from the start, so that a rate has their first increase, too."""
+
 Handle = Callable[[Sequence[Hint]], Awaitable[None]]
 
 
@@ -42,6 +45,8 @@ class Consumer:
         self._handle = handle
         self._publisher = publisher
         self._settled = settled
+        for outcome in OUTCOMES:
+            settled.labels(queue, outcome)
         self._deliveries: asyncio.Queue[AbstractIncomingMessage] = asyncio.Queue()
 
     async def consume_for_ever(

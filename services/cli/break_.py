@@ -19,6 +19,7 @@ WATCH_FOR = {
     "gateway": "clients are refused until it is back; whatever had its 202 goes on meanwhile",
     "balancer": "the load table grows old and new requests stay accepted, until it is back",
     "substation": "its reading grows old and others get the new requests; its sessions go on when it is back",
+    "prometheus": "the graphs have a gap until it is back, and nothing else misses it",
     "rabbitmq": "requests are still accepted, for they stand in the ledger; they go on when it is back",
 }
 

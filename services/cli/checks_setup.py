@@ -12,9 +12,11 @@ from pathlib import Path
 from services.cli.checks import Check, misconfigured, note, ok, problem, with_cure
 from services.errors import Misconfigured
 from services.grid import load_grid
+from services.local import prometheus_programs
 from services.local.packages import can_unpack
+from services.local.plan import cache_dir
+from services.local.prometheus_programs import OFF, locate_prometheus
 from services.local.rabbitmq_programs import CURES, locate_rabbitmq
-from services.local.stack import cache_dir
 from services.settings import LocalSettings
 
 DISK_NEEDED_BYTES = 500 * 1024 * 1024
@@ -88,6 +90,22 @@ def check_rabbitmq(settings: LocalSettings) -> Check:
     if can_unpack():
         return ok("rabbitmq", "not there yet: `make run` fetches and unpacks a copy, once")
     return misconfigured("rabbitmq", "not installed, and no apt-get to unpack a copy with", CURES)
+
+
+def check_prometheus(settings: LocalSettings) -> Check:
+    """Where Prometheus would come from; the stack goes on without it."""
+    if settings.prometheus in OFF:
+        return note("prometheus", "none is wanted (EVENLOAD_PROMETHEUS)")
+    cache = cache_dir(settings)
+    try:
+        found = locate_prometheus(settings.prometheus, cache)
+    except Misconfigured as error:
+        return with_cure("prometheus", error)
+    if found is not None:
+        return ok("prometheus", f"{found.program}")
+    if can_unpack():
+        return ok("prometheus", "not there yet: `make run` fetches and unpacks a copy, once")
+    return note("prometheus", "not installed, and no apt-get to unpack a copy with", prometheus_programs.CURES)
 
 
 def check_folders(settings: LocalSettings) -> Iterator[Check]:

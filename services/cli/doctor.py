@@ -8,7 +8,14 @@ from rich.text import Text
 
 from services.cli.checks import Check, Finding, exit_code, with_cure, worst
 from services.cli.checks_ledger import check_ledger, ledger_path, registered_substations
-from services.cli.checks_setup import check_folders, check_grid, check_python, check_rabbitmq, check_settings
+from services.cli.checks_setup import (
+    check_folders,
+    check_grid,
+    check_prometheus,
+    check_python,
+    check_rabbitmq,
+    check_settings,
+)
 from services.cli.checks_stack import check_broker, check_gateway, check_port, check_processes
 from services.cli.options import gateway_url
 from services.cli.output import make_console, print_json, text
@@ -55,7 +62,8 @@ def _checks(url: str) -> list[Check]:
     data = settings.data_dir.resolve()
     stack = running.find(data)
     ledger = ledger_path(settings)
-    checks += [check_grid(settings), check_rabbitmq(settings), *check_folders(settings), *check_ledger(ledger)]
+    checks += [check_grid(settings), check_rabbitmq(settings), check_prometheus(settings)]
+    checks += [*check_folders(settings), *check_ledger(ledger)]
     checks += [*check_processes(stack, data), check_port(stack, settings)]
     return checks + asyncio.run(_ask(gateway_url(url), stack, registered_substations(ledger)))
 

@@ -36,6 +36,8 @@ def _tell(say: Say, running: stack.Running) -> None:
     if running.console_url is not None:
         say(f"  RabbitMQ console   {running.console_url}   login operator / {running.console_password}")
         say(f"  RabbitMQ metrics   {running.metrics_url}")
+    if running.prometheus_url is not None:
+        say(f"  Prometheus         {running.prometheus_url}")
     say(f"  data and logs      {running.data}   {running.logs}")
     say("  pids               " + "  ".join(f"{name} {pid}" for name, pid in running.pids.items()))
     say("")
@@ -53,6 +55,7 @@ def _announce(running: stack.Running) -> None:
                 "gateway_url": running.gateway_url,
                 "rabbitmq_console": console,
                 "rabbitmq_metrics_url": running.metrics_url,
+                "prometheus_url": running.prometheus_url,
                 "data": str(running.data),
                 "logs": str(running.logs),
                 "supervisor_pid": os.getpid(),

@@ -54,8 +54,9 @@ FROM {rows: id, epoch, holder} AS r
 WHERE substation.id = r.id AND substation.epoch = r.epoch AND substation.holder = r.holder AND substation.released = 0
 RETURNING substation.id
 """
+# Who leaves in order leaves no address behind: nothing is missing there.
 RELEASE = """
-UPDATE substation SET released = 1, left_at_ms = {now}
+UPDATE substation SET released = 1, left_at_ms = {now}, metrics_url = ''
 FROM {rows: id, epoch, holder} AS r
 WHERE substation.id = r.id AND substation.epoch = r.epoch AND substation.holder = r.holder AND substation.released = 0
 RETURNING substation.id

@@ -1,4 +1,4 @@
-"""What an operator may order of a substation: a lower limit for a time, and to take vehicles or not."""
+"""What an operator may do: limit a substation for a time, drain it, and find where each tells what it measures."""
 
 from typing import Protocol
 
@@ -22,6 +22,12 @@ class Operating(Protocol):
 
     async def orders(self) -> list[OrderState]:
         """The orders of every substation that ever registered, by id."""
+
+    async def metrics_addresses(self) -> dict[str, list[str]]:
+        """Where substations tell what they measure: addresses, each with the ids of those that it speaks for.
+
+        Who left in order is not among them, who is silent still is.
+        """
 
 
 def _order_limit(transaction: Transaction, rows: list[Row]) -> list[Row]:
@@ -55,3 +61,10 @@ class LedgerOperating:
         """See `Operating.orders`."""
         rows = await self._connection.read(lambda it: it.execute(statements.ORDER_STATES))
         return [OrderState(**{**row, "operative": bool(row["operative"])}) for row in rows]
+
+    async def metrics_addresses(self) -> dict[str, list[str]]:
+        """See `Operating.metrics_addresses`."""
+        found: dict[str, list[str]] = {}
+        for row in await self._connection.read(lambda it: it.execute(statements.METRICS_ADDRESSES)):
+            found.setdefault(row["metrics_url"], []).append(row["id"])
+        return found

@@ -93,6 +93,7 @@ SELECT id AS substation, limit_w AS own_limit_w, asked_at_ms, operative,
        CASE WHEN applied_number = order_number THEN applied_at_ms END AS applied_at_ms
 FROM substation ORDER BY id
 """
+METRICS_ADDRESSES = "SELECT id, metrics_url FROM substation WHERE metrics_url <> '' ORDER BY id"
 WITHDRAW = """
 UPDATE request
 SET status = CASE WHEN request.status = 'charging' THEN 'charging'

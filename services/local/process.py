@@ -19,3 +19,5 @@ class ProcessSpec:
     ready_within_s: float = 40
     stops_within_s: float = 8
     """After SIGTERM; then it is killed."""
+    is_optional: bool = False
+    """Whether the stack goes on without it."""

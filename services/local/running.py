@@ -10,7 +10,8 @@ import psutil
 from services.local import leftovers, locks
 
 PACKAGES = ("gateway", "balancer", "substations")
-BROKER_NODE = "beam.smp"
+PROGRAMS = {"beam.smp": "rabbitmq", "prometheus": "prometheus"}
+"""Others' programs, and what their processes are called here."""
 
 
 @dataclass(frozen=True)
@@ -47,8 +48,8 @@ def find(data: Path) -> RunningStack | None:
 
 
 def _instance(process: psutil.Process) -> str | None:
-    if process.name() == BROKER_NODE:
-        return "rabbitmq"
+    if process.name() in PROGRAMS:
+        return PROGRAMS[process.name()]
     # A variable of the user's own shell may be in the environment of others, too.
     if process.cmdline()[-1:] and process.cmdline()[-1] in PACKAGES:
         return process.environ().get("EVENLOAD_INSTANCE")

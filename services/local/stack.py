@@ -2,14 +2,12 @@
 
 import asyncio
 import contextlib
-import errno
 import fcntl
 import os
-import secrets
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,14 +16,15 @@ import aiohttp
 
 from services.admin import port_taken
 from services.errors import Misconfigured
-from services.grid import Grid, load_grid
 from services.ledger.connection import SQLITE_SCHEME
 from services.ledger.sqlite import lock_path
 from services.local import leftovers
 from services.local.first_look import until_seen
+from services.local.plan import Plan, cache_dir, make_plan
 from services.local.process import ProcessSpec
+from services.local.prometheus import Prometheus, Scraped
 from services.local.rabbitmq import HOST, BrokerPorts, PrivateBroker, prepare_broker
-from services.local.rabbitmq_programs import find_rabbitmq
+from services.local.rabbitmq_programs import RabbitInstallation, find_rabbitmq
 from services.local.supervisor import Say, StackEnded, Supervisor
 from services.settings import LocalSettings
 
@@ -41,39 +40,17 @@ LEFTOVER_GRACE_S = 8.0
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What is started, and under which addresses."""
-
-    settings: LocalSettings
-    data: Path
-    grid: Grid
-    gateway_port: int
-    run: str
-
-    @property
-    def gateway_url(self) -> str:
-        """The HTTP API."""
-        return f"http://{HOST}:{self.gateway_port}"
-
-    @property
-    def ledger_url(self) -> str:
-        """The ledger of all services."""
-        return os.environ.get("EVENLOAD_LEDGER_URL") or f"sqlite:///{self.data / 'ledger.sqlite'}"
-
-    @property
-    def logs(self) -> Path:
-        """Where each process's output goes."""
-        return self.data / "logs"
-
-
-@dataclass(frozen=True)
 class Running:
-    """Where a stack that is up is found; the console's and metrics' addresses are None for a broker of one's own."""
+    """Where a stack that is up is found.
+
+    The console's and metrics' addresses are None for a broker of one's own, Prometheus' where there is none.
+    """
 
     gateway_url: str
     console_url: str | None
     console_password: str | None
     metrics_url: str | None
+    prometheus_url: str | None
     data: Path
     logs: Path
     pids: dict[str, int]
@@ -86,7 +63,7 @@ def up(settings: LocalSettings, say: Say, announce: Announce, first_rush: FirstR
 
     Raises `Misconfigured` where it cannot start, `StackEnded` where it cannot go on.
     """
-    plan = _plan(settings)
+    plan = make_plan(settings)
     with _only_one_in(plan.data):
         left = leftovers.of_other_runs(plan.data, plan.run)
         if left:
@@ -94,23 +71,6 @@ def up(settings: LocalSettings, say: Say, announce: Announce, first_rush: FirstR
             leftovers.end(left, LEFTOVER_GRACE_S)
         _refuse_taken_port(plan.gateway_port)
         return asyncio.run(_run(plan, say, announce, first_rush))
-
-
-def _plan(settings: LocalSettings) -> Plan:
-    data = settings.data_dir.resolve()
-    try:
-        (data / "logs").mkdir(parents=True, exist_ok=True)
-        for folder in (data, data / "logs"):
-            if not os.access(folder, os.R_OK | os.W_OK | os.X_OK):
-                raise PermissionError(errno.EACCES, f"it belongs to {folder.owner()}")
-    except OSError as error:
-        raise Misconfigured(f"EVENLOAD_DATA_DIR: {data} cannot be written: {error.strerror}") from None
-    for name in ("EVENLOAD_GATEWAY_HOST", "EVENLOAD_ADMIN_HOST"):
-        if (os.environ.get(name) or HOST) != HOST:
-            raise Misconfigured(
-                f"{name}: the local stack serves on {HOST} only: unset it, or start the services yourself"
-            )
-    return Plan(settings, data, load_grid(settings.grid), settings.gateway_port, secrets.token_hex(8))
 
 
 async def _run(plan: Plan, say: Say, announce: Announce, first_rush: FirstRush) -> int:
@@ -135,18 +95,26 @@ async def _run(plan: Plan, say: Say, announce: Announce, first_rush: FirstRush) 
 
 async def _work(plan: Plan, say: Say, announce: Announce, first_rush: FirstRush) -> None:
     async with _supervised(plan, say) as supervisor:
-        broker = await _start_broker(plan, supervisor, say)
-        await _start_services(plan, supervisor, broker, say)
-        announce(_running(plan, supervisor, broker))
-        ended = asyncio.create_task(supervisor.until_ended())
-        rush = asyncio.create_task(first_rush(plan.gateway_url)) if plan.settings.first_rush else None
-        try:
-            await ended
-        finally:
-            ended.cancel()
-            if rush is not None:
-                rush.cancel()
-                await asyncio.gather(rush, return_exceptions=True)
+        installation = await _find_broker(plan, say)
+        # Only now: what is unpacked waits for one another, and the broker takes longest to start.
+        async with Prometheus(plan, supervisor, say) as prometheus:
+            broker = await _start_broker(plan, supervisor, installation, say) if installation else None
+            admin_ports = await _start_services(plan, supervisor, broker, say)
+            prometheus_url = await prometheus.start(_scraped(plan, admin_ports, broker), *free_ports(1))
+            announce(_running(plan, supervisor, broker, prometheus_url))
+            await _rush_until_ended(plan, supervisor, first_rush)
+
+
+async def _rush_until_ended(plan: Plan, supervisor: Supervisor, first_rush: FirstRush) -> None:
+    ended = asyncio.create_task(supervisor.until_ended())
+    rush = asyncio.create_task(first_rush(plan.gateway_url)) if plan.settings.first_rush else None
+    try:
+        await ended
+    finally:
+        ended.cancel()
+        if rush is not None:
+            rush.cancel()
+            await asyncio.gather(rush, return_exceptions=True)
 
 
 @contextlib.asynccontextmanager
@@ -172,26 +140,33 @@ async def _supervised(plan: Plan, say: Say) -> AsyncIterator[Supervisor]:
         await guardian.wait()
 
 
-async def _start_broker(plan: Plan, supervisor: Supervisor, say: Say) -> PrivateBroker | None:
+async def _find_broker(plan: Plan, say: Say) -> RabbitInstallation | None:
     if os.environ.get("EVENLOAD_AMQP_URL"):
         say("using the broker of EVENLOAD_AMQP_URL")
         return None
     marks = leftovers.marks(plan.data, plan.run)
     try:
-        installation = await asyncio.to_thread(find_rabbitmq, cache_dir(plan.settings), say, marks)
+        return await asyncio.to_thread(find_rabbitmq, cache_dir(plan.settings), say, marks)
     except asyncio.CancelledError:
         # The thread cannot be told to stop, but what it waits for can.
         leftovers.end(leftovers.of_run(plan.run), 2)
         raise
+
+
+async def _start_broker(
+    plan: Plan, supervisor: Supervisor, installation: RabbitInstallation, say: Say
+) -> PrivateBroker:
     broker = prepare_broker(installation, plan.data / "rabbitmq", BrokerPorts(*free_ports(5)))
     say("starting RabbitMQ")
     for spec in broker.processes(plan.logs):
-        _begin_log(spec.log)
         await supervisor.start(spec)
     return broker
 
 
-async def _start_services(plan: Plan, supervisor: Supervisor, broker: PrivateBroker | None, say: Say) -> None:
+async def _start_services(
+    plan: Plan, supervisor: Supervisor, broker: PrivateBroker | None, say: Say
+) -> Mapping[str, int]:
+    """Start them all; returns their admin ports by name."""
     say(f"starting gateway, balancer and {len(plan.grid.substation)} substations")
     if plan.ledger_url.startswith(SQLITE_SCHEME):
         supervisor.watch_lock(lock_path(Path(plan.ledger_url.removeprefix(SQLITE_SCHEME))))
@@ -204,11 +179,10 @@ async def _start_services(plan: Plan, supervisor: Supervisor, broker: PrivateBro
             _service(plan, broker, http, name, package, substation, port)
             for (name, package, substation), port in zip(names, ports, strict=True)
         ]
-        for spec in specs:
-            _begin_log(spec.log)
         await asyncio.gather(*(supervisor.start(spec) for spec in specs))
         if not await until_seen(http, plan.gateway_url, ids):
             say("the balancer does not see every substation yet: `evenload doctor` tells more")
+    return {name: port for (name, _, _), port in zip(names, ports, strict=True)}
 
 
 def _service(
@@ -248,22 +222,26 @@ def _service(
     )
 
 
-def _running(plan: Plan, supervisor: Supervisor, broker: PrivateBroker | None) -> Running:
+def _scraped(plan: Plan, admin_ports: Mapping[str, int], broker: PrivateBroker | None) -> Scraped:
+    return Scraped(
+        gateway_url=plan.gateway_url,
+        gateway=f"{HOST}:{admin_ports['gateway']}",
+        balancer=f"{HOST}:{admin_ports['balancer']}",
+        rabbitmq=f"{HOST}:{broker.ports.metrics}" if broker else None,
+    )
+
+
+def _running(plan: Plan, supervisor: Supervisor, broker: PrivateBroker | None, prometheus_url: str | None) -> Running:
     return Running(
         gateway_url=plan.gateway_url,
         console_url=broker.console_url if broker else None,
         console_password=broker.passwords["operator"] if broker else None,
         metrics_url=broker.metrics_url if broker else None,
+        prometheus_url=prometheus_url,
         data=plan.data,
         logs=plan.logs,
         pids=supervisor.pids(),
     )
-
-
-def cache_dir(settings: LocalSettings) -> Path:
-    """Where unpacked packages are kept, for all checkouts of a user."""
-    home_cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")  # noqa: PTH111 (no home: no error)
-    return (settings.cache_dir or Path(home_cache) / "evenload").absolute()
 
 
 def free_ports(count: int) -> list[int]:
@@ -302,9 +280,3 @@ def _only_one_in(data: Path) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
-
-
-def _begin_log(log: Path) -> None:
-    """A fresh log for a fresh start; the one before it is kept beside."""
-    if log.exists():
-        log.replace(log.with_suffix(".previous.log"))

@@ -7,6 +7,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -49,14 +50,16 @@ class Supervisor:
     async def start(self, spec: ProcessSpec) -> None:
         """Start a process, keep it running, and return once it is ready.
 
-        Raises `StackEnded`, or `Misconfigured` with the last words of a service that refuses its settings.
+        Raises `StackEnded`, or `Misconfigured` with the last words of a service that refuses its settings. After that
+        of an optional one the stack can go on.
         """
         self._specs[spec.name] = spec
+        _begin_log(spec.log)
         await self._spawn(spec)
         keeper = asyncio.create_task(self._keep(spec))
         self._keepers[spec.name] = keeper
-        keeper.add_done_callback(self._note_end)
-        await self._until_ready(spec)
+        keeper.add_done_callback(partial(self._note_loss, spec.name) if spec.is_optional else self._note_end)
+        await self._until_ready(spec, keeper)
         self._were_ready.add(spec.name)
 
     def watch_lock(self, lock: Path) -> None:
@@ -148,11 +151,17 @@ class Supervisor:
         if error is not None:
             self._ended.set_exception(error)
 
-    async def _until_ready(self, spec: ProcessSpec) -> None:
+    def _note_loss(self, name: str, keeper: asyncio.Task[None]) -> None:
+        if not keeper.cancelled() and name in self._were_ready:
+            self._say(f"{keeper.exception()}\ngoing on without {name}")
+
+    async def _until_ready(self, spec: ProcessSpec, keeper: asyncio.Task[None]) -> None:
         give_up_at = time.monotonic() + spec.ready_within_s
         while not await spec.is_ready():
             if self._ended.done():
                 await self._ended
+            if keeper.done():
+                await keeper
             if time.monotonic() > give_up_at:
                 raise StackEnded(
                     f"{spec.name} was not ready within {spec.ready_within_s:g} s; its last lines "
@@ -200,6 +209,12 @@ def _readable(line: str) -> str:
         return line
     trace = str(entry.get("exception", "")).strip().splitlines()
     return " ".join(str(word) for word in [*words, entry.get("cause", ""), *trace[-1:]] if word)
+
+
+def _begin_log(log: Path) -> None:
+    """A fresh log for a fresh start; the one before it is kept beside."""
+    if log.exists():
+        log.replace(log.with_suffix(".previous.log"))
 
 
 def _say_code(code: int) -> str:

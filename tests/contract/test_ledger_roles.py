@@ -82,6 +82,7 @@ async def test_the_services_do_all_their_work_each_as_its_own_user(services, pat
     applied = Beat("north", 2, HOLDER, (), (), 0, answer.orders)
     assert len(await station.tenancy.beat([applied], 0)) == 1
     assert (await operating.orders())[0].applied_at_ms is not None
+    assert await operating.metrics_addresses() == {"http://127.0.0.1:1": ["north"]}
     stopped = ending("stops", epoch=2)
     assert await charging.end([ending("ends", epoch=2), stopped]) == {"ends": 1, "stops": 2}
     assert await station.take(registration("north")) == {"north": 3}

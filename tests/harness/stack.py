@@ -79,6 +79,7 @@ class Stack(Api):
                 "EVENLOAD_DATA_DIR": str(data),
                 "EVENLOAD_GATEWAY_PORT": str(port),
                 "EVENLOAD_FIRST_RUSH": "0",
+                "EVENLOAD_PROMETHEUS": "0",
                 "COLUMNS": "120",
                 **environment,
             },
