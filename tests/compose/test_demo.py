@@ -61,10 +61,10 @@ def test_the_image_is_small_and_holds_no_build_tools(stack):
     added_mb = (sizes[0] - sizes[1]) / 1e6
     print(f"the image adds {added_mb:.0f} MB to its base")
     assert 0 < added_mb < IMAGE_MB
-    for tool in ("gcc", "make", "git", "hatchling"):
-        assert stack.inside(gateway, "sh", "-c", f"command -v {tool}", check=False).returncode == 1
-    packages = stack.inside(gateway, "python", "-c", "import pip", check=False)
-    assert "No module named 'pip'" in packages.stderr
+    for tool in ("gcc", "make", "git", "pip"):
+        assert stack.inside(gateway, "sh", "-c", f"command -v {tool}", check=False).stdout == ""
+    for module in ("hatchling", "pip"):
+        assert "No module named" in stack.inside(gateway, "python", "-c", f"import {module}", check=False).stderr
 
 
 async def test_each_broker_user_can_do_its_work_and_is_refused_the_rest(stack):
@@ -76,7 +76,6 @@ async def test_each_broker_user_can_do_its_work_and_is_refused_the_rest(stack):
 
 def test_a_rush_is_spread_evenly_and_counted_alike_by_everybody(stack):
     told = ended(stack.rush(200, over_s=10))
-    assert told["even"], told
     assert told["substations"] == pytest.approx(dict.fromkeys(AREA, 50), abs=2)
     ledger = until(lambda: counted_alike(stack), "Prometheus counts what the ledger counts")
     assert ledger == told["substations"]
@@ -119,7 +118,6 @@ def test_who_is_scaled_in_is_used(stack):
     more = sorted(set(seen) - set(AREA))
     assert more == ["extra-1", "extra-2"]
     told = ended(stack.rush(120, over_s=10))
-    assert told["even"], told
     assert told["substations"] == pytest.approx(dict.fromkeys(seen, 20), abs=2)
     until(lambda: stack.query('count(up{job="substations"} == 1)') == {"": 6}, "Prometheus sees all six")
     until(lambda: stack.query('count(up{job="balancer"} == 1)') == {"": 3}, "Prometheus sees three balancers")
