@@ -1,7 +1,6 @@
 """The doctor's look at the ledger: opened for reading only, never made, never waited for."""
 
 import contextlib
-import os
 import sqlite3
 import time
 from collections.abc import Iterator
@@ -10,11 +9,12 @@ from pathlib import Path
 import psutil
 
 from services.cli.checks import Check, misconfigured, note, ok, problem
+from services.errors import Misconfigured
 from services.ledger import schema
 from services.ledger.connection import SQLITE_SCHEME
 from services.ledger.sqlite import lock_path
 from services.local import locks
-from services.settings import LocalSettings
+from services.settings import LocalSettings, given
 
 HELD_LONG_S = 1.5
 """A writer holds the lock for a commit: milliseconds."""
@@ -25,7 +25,7 @@ DEFAULT_SPEED = "60"
 
 def ledger_path(settings: LocalSettings) -> Path | None:
     """The file that the local stack would use; None where EVENLOAD_LEDGER_URL names no file."""
-    url = os.environ.get("EVENLOAD_LEDGER_URL")
+    url = given("EVENLOAD_LEDGER_URL")
     if not url:
         return settings.data_dir.resolve() / "ledger.sqlite"
     return Path(url.removeprefix(SQLITE_SCHEME)) if url.startswith(SQLITE_SCHEME) else None
@@ -102,8 +102,8 @@ def _version(path: Path, found: str | None) -> Check:
 
 def _speed(kept: str) -> Check:
     try:
-        wanted = f"{float(os.environ.get('EVENLOAD_SPEED') or DEFAULT_SPEED):g}"
-    except ValueError:
+        wanted = f"{float(given('EVENLOAD_SPEED') or DEFAULT_SPEED):g}"
+    except (ValueError, Misconfigured):
         return note("speed", f"the ledger's sessions run at {kept}")  # the settings' line tells what is wrong
     if wanted == kept:
         return ok("speed", f"{kept}, as the ledger's sessions run")

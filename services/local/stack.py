@@ -27,7 +27,7 @@ from services.local.process import ProcessSpec
 from services.local.rabbitmq import HOST, BrokerPorts, PrivateBroker, prepare_broker
 from services.local.rabbitmq_programs import find_rabbitmq
 from services.local.supervisor import Say, StackEnded, Supervisor
-from services.settings import LocalSettings
+from services.settings import FILE_SUFFIX, LocalSettings, given
 
 FirstRush = Callable[[str], Coroutine[Any, Any, None]]
 """Sends a rush to the gateway at an address and shows it; ends by itself."""
@@ -58,7 +58,7 @@ class Plan:
     @property
     def ledger_url(self) -> str:
         """The ledger of all services."""
-        return os.environ.get("EVENLOAD_LEDGER_URL") or f"sqlite:///{self.data / 'ledger.sqlite'}"
+        return given("EVENLOAD_LEDGER_URL") or f"sqlite:///{self.data / 'ledger.sqlite'}"
 
     @property
     def logs(self) -> Path:
@@ -106,7 +106,7 @@ def _plan(settings: LocalSettings) -> Plan:
     except OSError as error:
         raise Misconfigured(f"EVENLOAD_DATA_DIR: {data} cannot be written: {error.strerror}") from None
     for name in ("EVENLOAD_GATEWAY_HOST", "EVENLOAD_ADMIN_HOST"):
-        if (os.environ.get(name) or HOST) != HOST:
+        if (given(name) or HOST) != HOST:
             raise Misconfigured(
                 f"{name}: the local stack serves on {HOST} only: unset it, or start the services yourself"
             )
@@ -173,7 +173,7 @@ async def _supervised(plan: Plan, say: Say) -> AsyncIterator[Supervisor]:
 
 
 async def _start_broker(plan: Plan, supervisor: Supervisor, say: Say) -> PrivateBroker | None:
-    if os.environ.get("EVENLOAD_AMQP_URL"):
+    if given("EVENLOAD_AMQP_URL"):
         say("using the broker of EVENLOAD_AMQP_URL")
         return None
     marks = leftovers.marks(plan.data, plan.run)
@@ -239,6 +239,8 @@ def _service(
         environment["EVENLOAD_SUBSTATION_IDS"] = substation
     if broker is not None:
         environment["EVENLOAD_AMQP_URL"] = broker.amqp_url(package.removesuffix("s"))
+    # A file that the user names in the place of one of these is not asked again, and would win.
+    environment |= {name + FILE_SUFFIX: "" for name in environment}
     return ProcessSpec(
         name=name,
         argv=(*PYTHON_MODULE, package),
