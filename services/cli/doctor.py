@@ -7,7 +7,7 @@ from rich.table import Table
 from rich.text import Text
 
 from services.cli.checks import Check, Finding, exit_code, with_cure, worst
-from services.cli.checks_ledger import check_ledger, ledger_path, registered_substations
+from services.cli.checks_ledger import check_ledger, ledger_url, registered_substations
 from services.cli.checks_setup import check_folders, check_grid, check_python, check_rabbitmq, check_settings
 from services.cli.checks_stack import check_broker, check_gateway, check_port, check_processes
 from services.cli.options import gateway_url
@@ -48,7 +48,7 @@ def _checks(url: str) -> list[Check]:
     checks = [check_python(), *check_settings()]
     try:
         settings = load(LocalSettings)
-        ledger, amqp_url = ledger_path(settings), given("EVENLOAD_AMQP_URL")
+        ledger, amqp_url = ledger_url(settings), given("EVENLOAD_AMQP_URL")
     except Misconfigured as error:
         told = {one.said for one in checks}
         fault = with_cure("settings", error)
