@@ -7,7 +7,7 @@ import re
 import secrets
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -18,6 +18,8 @@ from services.errors import Misconfigured
 from services.logs import LogFormat
 
 PREFIX = "EVENLOAD_"
+FILE_SUFFIX = "_FILE"
+"""After the name of any variable: the path of a file that holds its value, as Docker and Kubernetes give secrets."""
 _SERVICE_PREFIXES = ("EVENLOAD_GATEWAY_", "EVENLOAD_BALANCER_", "EVENLOAD_SUBSTATION_")
 
 Port = Annotated[int, Field(ge=1, le=65535)]
@@ -60,7 +62,11 @@ class CommonSettings(Settings):
     grid: str = Field("default", description="Grid file (TOML), or the name of one that comes along.")
     admin_host: str = Field("127.0.0.1", description="Where health and metrics are served.")
     admin_port: Port | None = Field(None, description="Port of health and metrics; chosen free when absent.")
-    instance: Name | None = Field(None, description="Name of this process in logs, connections and consumers.")
+    instance: Name | None = Field(
+        None,
+        description="Name of this process in logs, connections and consumers; by default its service's with a random "
+        "tail, or `substation-<id>` after the substation that it took.",
+    )
     startup_timeout_s: float = Field(30, gt=0, description="How long to wait for broker and ledger at start.")
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="Least severe line kept.")
     log_format: LogFormat = Field("auto", description="`json`, `console`, or `auto` (console on a terminal).")
@@ -147,6 +153,27 @@ def env_names(settings_types: Iterable[type[Settings]]) -> list[str]:
     return [env_name(kind, field) for kind in settings_types for field in kind.model_fields]
 
 
+def given(variable: str) -> str | None:
+    """What is given for a variable: the text of the file that `<variable>_FILE` names, before the variable itself.
+
+    The file wins, because whoever adds one to a compose file cannot take a variable away there. None where neither is
+    set. Raises `Misconfigured` for a file without a value, and never tells what it holds.
+    """
+    path = os.environ.get(variable + FILE_SUFFIX)
+    if not path:
+        return os.environ.get(variable) or None
+    fault = f"{variable}{FILE_SUFFIX}: {path} "
+    try:
+        value = Path(path).read_text("utf-8").rstrip("\r\n")
+    except OSError as error:
+        raise Misconfigured(f"{fault}cannot be read ({error.strerror}): name a file that this user may read") from None
+    except UnicodeDecodeError:
+        raise Misconfigured(f"{fault}is not UTF-8: write the value into it as plain text") from None
+    if not value:
+        raise Misconfigured(f"{fault}is empty: write the value into it, or unset {variable}{FILE_SUFFIX}")
+    return value
+
+
 def refuse_unknown(environ: Mapping[str, str], own: type[Settings] | None) -> None:
     """Refuse a variable with our prefix that nobody reads: it is a misspelling, and would do nothing.
 
@@ -158,7 +185,7 @@ def refuse_unknown(environ: Mapping[str, str], own: type[Settings] | None) -> No
     if own is not None:
         own_types.append(own)
         own_prefix = own.model_config.get("env_prefix")
-    known = env_names(own_types)
+    known = [name + suffix for name in env_names(own_types) for suffix in ("", FILE_SUFFIX)]
     for name in sorted(environ):
         if not name.startswith(PREFIX) or name in known:
             continue
@@ -171,22 +198,28 @@ def refuse_unknown(environ: Mapping[str, str], own: type[Settings] | None) -> No
 
 def load(settings_type: type[AnySettings]) -> AnySettings:
     """Read one settings class from the environment; raises `Misconfigured` with one line per fault."""
+    variables = {field: env_name(settings_type, field) for field in settings_type.model_fields}
+    filed: dict[str, Any] = {
+        field: given(name) for field, name in variables.items() if os.environ.get(name + FILE_SUFFIX)
+    }
     try:
-        return settings_type()
+        return settings_type(**filed)
     except ValidationError as error:
-        faults = "; ".join(
-            f"{env_name(settings_type, str(fault['loc'][0]))}: {_say(dict(fault))}" for fault in error.errors()
-        )
-        raise Misconfigured(faults) from None
+        faults = []
+        for fault in error.errors():
+            field = str(fault["loc"][0])
+            name = variables[field] + (FILE_SUFFIX if field in filed else "")
+            faults.append(f"{name}: {_say(dict(fault), is_secret=field in filed)}")
+        raise Misconfigured("; ".join(faults)) from None
 
 
-def _say(fault: dict[str, object]) -> str:
+def _say(fault: dict[str, object], *, is_secret: bool) -> str:
     if fault["type"] == "missing":
         return "is not set, and has no default"
     text = str(fault["msg"]).removeprefix("Value error, ")
     words = f"{text[:1].lower()}{text[1:]}"
     # An address may hold a password.
-    return words if "@" in str(fault["input"]) else f"{words} (got {str(fault['input'])[:80]!r})"
+    return words if is_secret or "@" in str(fault["input"]) else f"{words} (got {str(fault['input'])[:80]!r})"
 
 
 def load_for_service(own: type[AnySettings]) -> tuple[CommonSettings, AnySettings]:

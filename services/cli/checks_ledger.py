@@ -1,20 +1,21 @@
 """The doctor's look at the ledger: opened for reading only, never made, never waited for."""
 
 import contextlib
-import os
 import sqlite3
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import psutil
 
-from services.cli.checks import Check, misconfigured, note, ok, problem
+from services.cli import checks_postgres
+from services.cli.checks import Check, misconfigured, note, ok, problem, with_cure
+from services.errors import EvenloadError, LedgerUnavailable, Misconfigured
 from services.ledger import schema
-from services.ledger.connection import SQLITE_SCHEME
+from services.ledger.connection import POSTGRES_SCHEMES, SQLITE_SCHEME
 from services.ledger.sqlite import lock_path
 from services.local import locks
-from services.settings import LocalSettings
+from services.settings import LocalSettings, given
 
 HELD_LONG_S = 1.5
 """A writer holds the lock for a commit: milliseconds."""
@@ -23,19 +24,38 @@ POLL_S = 0.01
 DEFAULT_SPEED = "60"
 
 
-def ledger_path(settings: LocalSettings) -> Path | None:
-    """The file that the local stack would use; None where EVENLOAD_LEDGER_URL names no file."""
-    url = os.environ.get("EVENLOAD_LEDGER_URL")
-    if not url:
-        return settings.data_dir.resolve() / "ledger.sqlite"
-    return Path(url.removeprefix(SQLITE_SCHEME)) if url.startswith(SQLITE_SCHEME) else None
+def ledger_url(settings: LocalSettings) -> str:
+    """The address of the ledger that the local stack would use; raises `Misconfigured`."""
+    return given("EVENLOAD_LEDGER_URL") or f"{SQLITE_SCHEME}{settings.data_dir.resolve() / 'ledger.sqlite'}"
 
 
-def check_ledger(path: Path | None) -> Iterator[Check]:
-    """The file, its version, its speed, and who stands on its lock."""
-    if path is None:
-        yield note("ledger", "EVENLOAD_LEDGER_URL names no SQLite file: not looked at")
-        return
+def check_ledger(url: str) -> Iterator[Check]:
+    """The ledger, its version and its speed; of a file also who stands on its lock."""
+    if url.startswith(SQLITE_SCHEME):
+        yield from _check_file(_path(url))
+    elif url.startswith(POSTGRES_SCHEMES):
+        yield from _check_database(url)
+    else:
+        cure = "give sqlite:///path/to/ledger.sqlite or postgresql://user:password@host:port/database"
+        yield misconfigured("ledger", "EVENLOAD_LEDGER_URL names no ledger that this version knows", cure)
+
+
+def _check_database(url: str) -> Iterator[Check]:
+    try:
+        where = checks_postgres.place(url)
+        meta = checks_postgres.read_meta(url)
+    except Misconfigured as error:
+        yield with_cure("ledger", error)
+    except LedgerUnavailable as error:
+        yield problem("ledger", str(error), "is PostgreSQL running? see host, port, user and password in the address")
+    else:
+        if meta is None:
+            yield note("ledger", f"{where} is empty: the database's owner makes the ledger at the first start")
+        else:
+            yield from _check_meta(where, meta, "another database")
+
+
+def _check_file(path: Path) -> Iterator[Check]:
     if not path.exists() or path.stat().st_size == 0:
         yield note("ledger", f"{path} is made at the first start")
         return
@@ -45,18 +65,28 @@ def check_ledger(path: Path | None) -> Iterator[Check]:
     except sqlite3.Error as error:
         yield misconfigured("ledger", f"{path} is no usable ledger: {error}", "name another EVENLOAD_DATA_DIR")
         return
-    yield _version(path, meta.get("schema_version"))
+    yield from _check_meta(str(path), meta, "another EVENLOAD_DATA_DIR")
+
+
+def _check_meta(where: str, meta: Mapping[str, str], other: str) -> Iterator[Check]:
+    yield _version(where, meta.get("schema_version"), other)
     if "speed" in meta:
-        yield _speed(meta["speed"])
+        yield _speed(meta["speed"], other)
 
 
-def registered_substations(path: Path | None) -> list[str]:
+def registered_substations(url: str) -> list[str]:
     """Ids that some process holds, by the ledger; empty where it cannot be read."""
-    if path is None or not path.exists():
-        return []
-    with contextlib.suppress(sqlite3.Error):
-        return [row[0] for row in _read(path, "SELECT id FROM substation WHERE left_at_ms IS NULL ORDER BY id")]
+    with contextlib.suppress(sqlite3.Error, EvenloadError):
+        if url.startswith(POSTGRES_SCHEMES):
+            return checks_postgres.held_substations(url)
+        path = _path(url)
+        if url.startswith(SQLITE_SCHEME) and path.exists():
+            return [row[0] for row in _read(path, "SELECT id FROM substation WHERE left_at_ms IS NULL ORDER BY id")]
     return []
+
+
+def _path(url: str) -> Path:
+    return Path(url.removeprefix(SQLITE_SCHEME))
 
 
 def read_meta(path: Path) -> dict[str, str]:
@@ -87,30 +117,30 @@ def _lock(path: Path) -> Check:
     return problem("ledger lock", f"{who} has held {gate.name} for more than {HELD_LONG_S:g} s", cure)
 
 
-def _version(path: Path, found: str | None) -> Check:
+def _version(where: str, found: str | None, other: str) -> Check:
     if found is None:
-        return misconfigured("ledger", f"{path} is a database, but not Evenload's", "name another EVENLOAD_DATA_DIR")
+        return misconfigured("ledger", f"{where} is a database, but not Evenload's", f"name {other}")
     if found == str(schema.VERSION):
-        return ok("ledger", f"{path}, schema version {found}")
+        return ok("ledger", f"{where}, schema version {found}")
     age = "newer" if found.isdecimal() and int(found) > schema.VERSION else "older"
     return misconfigured(
         "ledger",
-        f"{path} has schema version {found}, {age} than this Evenload's {schema.VERSION}",
-        "use the Evenload that wrote it, or another EVENLOAD_DATA_DIR",
+        f"{where} has schema version {found}, {age} than this Evenload's {schema.VERSION}",
+        f"use the Evenload that wrote it, or {other}",
     )
 
 
-def _speed(kept: str) -> Check:
+def _speed(kept: str, other: str) -> Check:
     try:
-        wanted = f"{float(os.environ.get('EVENLOAD_SPEED') or DEFAULT_SPEED):g}"
-    except ValueError:
+        wanted = f"{float(given('EVENLOAD_SPEED') or DEFAULT_SPEED):g}"
+    except (ValueError, Misconfigured):
         return note("speed", f"the ledger's sessions run at {kept}")  # the settings' line tells what is wrong
     if wanted == kept:
         return ok("speed", f"{kept}, as the ledger's sessions run")
     return misconfigured(
         "speed",
         f"EVENLOAD_SPEED is {wanted}, but the sessions of this ledger run at {kept}",
-        f"set EVENLOAD_SPEED={kept}, or name another EVENLOAD_DATA_DIR",
+        f"set EVENLOAD_SPEED={kept}, or name {other}",
     )
 
 

@@ -78,9 +78,9 @@ def check_grid(settings: LocalSettings) -> Check:
     return ok("grid file", f"{grid.name}: {', '.join(one.id for one in grid.substation)}")
 
 
-def check_rabbitmq(settings: LocalSettings) -> Check:
+def check_rabbitmq(settings: LocalSettings, amqp_url: str | None) -> Check:
     """Where a broker would come from."""
-    if os.environ.get("EVENLOAD_AMQP_URL"):
+    if amqp_url:
         return ok("rabbitmq", "the broker of EVENLOAD_AMQP_URL")
     cache = cache_dir(settings)
     found = locate_rabbitmq(cache)

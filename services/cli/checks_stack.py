@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import os
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -66,9 +65,9 @@ def check_port(stack: RunningStack | None, settings: LocalSettings) -> Check:
     return ok("port", f"{port} is free")
 
 
-async def check_broker(stack: RunningStack | None) -> Check:
+async def check_broker(stack: RunningStack | None, amqp_url: str | None) -> Check:
     """Whether the broker takes us, under the address and the login that the services have."""
-    url = os.environ.get("EVENLOAD_AMQP_URL") or (stack and stack.environment("gateway").get("EVENLOAD_AMQP_URL"))
+    url = amqp_url or (stack and stack.environment("gateway").get("EVENLOAD_AMQP_URL"))
     if not url:
         return note("broker", "none is named, and no stack runs that has one")
     place = f"{URL(url).host}:{URL(url).port or 5672}"

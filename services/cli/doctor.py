@@ -7,7 +7,7 @@ from rich.table import Table
 from rich.text import Text
 
 from services.cli.checks import Check, Finding, exit_code, with_cure, worst
-from services.cli.checks_ledger import check_ledger, ledger_path, registered_substations
+from services.cli.checks_ledger import check_ledger, ledger_url, registered_substations
 from services.cli.checks_setup import (
     check_folders,
     check_grid,
@@ -21,7 +21,7 @@ from services.cli.options import gateway_url
 from services.cli.output import make_console, print_json, text
 from services.errors import Misconfigured
 from services.local import running
-from services.settings import LocalSettings, load
+from services.settings import LocalSettings, given, load
 
 MARKS = {
     Finding.OK: ("✓", "green"),
@@ -55,21 +55,23 @@ def _checks(url: str) -> list[Check]:
     checks = [check_python(), *check_settings()]
     try:
         settings = load(LocalSettings)
+        ledger, amqp_url = ledger_url(settings), given("EVENLOAD_AMQP_URL")
     except Misconfigured as error:
         told = {one.said for one in checks}
         fault = with_cure("settings", error)
         return checks if fault.said in told else [*checks, fault]
     data = settings.data_dir.resolve()
     stack = running.find(data)
-    ledger = ledger_path(settings)
-    checks += [check_grid(settings), check_rabbitmq(settings), check_prometheus(settings)]
+    checks += [check_grid(settings), check_rabbitmq(settings, amqp_url), check_prometheus(settings)]
     checks += [*check_folders(settings), *check_ledger(ledger)]
     checks += [*check_processes(stack, data), check_port(stack, settings)]
-    return checks + asyncio.run(_ask(gateway_url(url), stack, registered_substations(ledger)))
+    return checks + asyncio.run(_ask(gateway_url(url), stack, amqp_url, registered_substations(ledger)))
 
 
-async def _ask(url: str, stack: running.RunningStack | None, registered: list[str]) -> list[Check]:
-    broker, gateway = await asyncio.gather(check_broker(stack), check_gateway(url, stack, registered))
+async def _ask(
+    url: str, stack: running.RunningStack | None, amqp_url: str | None, registered: list[str]
+) -> list[Check]:
+    broker, gateway = await asyncio.gather(check_broker(stack, amqp_url), check_gateway(url, stack, registered))
     return [broker, *gateway]
 
 

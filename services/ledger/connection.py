@@ -102,8 +102,10 @@ def _database(url: str, *, shared: bool) -> _Database:
             lambda: postgres.PostgresReader(address),
         )
     if not url.startswith(SQLITE_SCHEME):
+        scheme, separator, _ = url.partition("://")
+        what = repr(scheme) if separator else "its value"  # which may be a secret that went into the wrong place
         raise Misconfigured(
-            f"EVENLOAD_LEDGER_URL: {url.split('://', maxsplit=1)[0]!r} is no ledger this version knows: "
+            f"EVENLOAD_LEDGER_URL: {what} is no ledger this version knows: "
             "give sqlite:///path/to/ledger.sqlite or postgresql://user:password@host:port/database"
         )
     if shared:

@@ -10,7 +10,7 @@ from services.errors import Misconfigured
 from services.grid import Grid, load_grid
 from services.local.prometheus_programs import OFF, locate_prometheus
 from services.local.rabbitmq import HOST
-from services.settings import LocalSettings
+from services.settings import LocalSettings, given
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Plan:
     @property
     def ledger_url(self) -> str:
         """The ledger of all services."""
-        return os.environ.get("EVENLOAD_LEDGER_URL") or f"sqlite:///{self.data / 'ledger.sqlite'}"
+        return given("EVENLOAD_LEDGER_URL") or f"sqlite:///{self.data / 'ledger.sqlite'}"
 
     @property
     def logs(self) -> Path:
@@ -50,7 +50,7 @@ def make_plan(settings: LocalSettings) -> Plan:
     except OSError as error:
         raise Misconfigured(f"EVENLOAD_DATA_DIR: {data} cannot be written: {error.strerror}") from None
     for name in ("EVENLOAD_GATEWAY_HOST", "EVENLOAD_ADMIN_HOST"):
-        if (os.environ.get(name) or HOST) != HOST:
+        if (given(name) or HOST) != HOST:
             raise Misconfigured(
                 f"{name}: the local stack serves on {HOST} only: unset it, or start the services yourself"
             )

@@ -26,7 +26,7 @@ from services.local.prometheus import Prometheus, Scraped
 from services.local.rabbitmq import HOST, BrokerPorts, PrivateBroker, prepare_broker
 from services.local.rabbitmq_programs import RabbitInstallation, find_rabbitmq
 from services.local.supervisor import Say, StackEnded, Supervisor
-from services.settings import LocalSettings
+from services.settings import FILE_SUFFIX, LocalSettings, given
 
 FirstRush = Callable[[str], Coroutine[Any, Any, None]]
 """Sends a rush to the gateway at an address and shows it; ends by itself."""
@@ -141,7 +141,7 @@ async def _supervised(plan: Plan, say: Say) -> AsyncIterator[Supervisor]:
 
 
 async def _find_broker(plan: Plan, say: Say) -> RabbitInstallation | None:
-    if os.environ.get("EVENLOAD_AMQP_URL"):
+    if given("EVENLOAD_AMQP_URL"):
         say("using the broker of EVENLOAD_AMQP_URL")
         return None
     marks = leftovers.marks(plan.data, plan.run)
@@ -213,6 +213,8 @@ def _service(
         environment["EVENLOAD_SUBSTATION_IDS"] = substation
     if broker is not None:
         environment["EVENLOAD_AMQP_URL"] = broker.amqp_url(package.removesuffix("s"))
+    # A file that the user names in the place of one of these is not asked again, and would win.
+    environment |= {name + FILE_SUFFIX: "" for name in environment}
     return ProcessSpec(
         name=name,
         argv=(*PYTHON_MODULE, package),

@@ -8,6 +8,8 @@ import psutil
 import pytest
 from harness.stack import Stack, marked, started, until
 
+from services.local.stack import free_ports
+
 GONE_WITHIN_S = 60.0
 
 
@@ -106,6 +108,22 @@ def test_a_wrong_setting_ends_with_exit_code_2_and_one_line(tmp_path, port, name
     assert stack.wait(60) == 2
     assert len(stack.lines) == 1, stack.output
     assert said in stack.output
+
+
+def test_a_stack_whose_addresses_stand_in_files(tmp_path, port, vhost):
+    values = {
+        "EVENLOAD_AMQP_URL": vhost.amqp_url("operator"),
+        "EVENLOAD_LEDGER_URL": f"sqlite:///{tmp_path / 'elsewhere.sqlite'}",
+        "EVENLOAD_ADMIN_PORT": str(free_ports(1)[0]),  # the stack gives each service one of its own
+    }
+    for name, value in values.items():
+        (tmp_path / name).write_text(f"{value}\n")
+    with started(tmp_path / "data", port, **{f"{name}_FILE": str(tmp_path / name) for name in values}) as stack:
+        stack.until_up()
+        stack.until_ended(stack.submit(4, energy_kwh=1))
+
+    assert "using the broker of EVENLOAD_AMQP_URL" in stack.output
+    assert (tmp_path / "elsewhere.sqlite").exists()
 
 
 def test_a_service_that_cannot_start_ends_the_stack_with_its_last_lines(tmp_path, port, vhost):

@@ -1,8 +1,9 @@
-"""Services started one by one and never again, as containers are: gateway, balancer and identical substations."""
+"""Services started one by one and never again, as containers are, with their addresses in files as secrets are."""
 
 import json
 import os
 import subprocess
+import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -58,6 +59,11 @@ class Member:
         until(is_ready, f"a ready process, see {self._log}")
         return self
 
+    def metrics(self) -> str:
+        """What a scrape of it brings."""
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.admin_port}/metrics", timeout=20) as response:
+            return response.read().decode()
+
     def kill(self) -> None:
         """SIGKILL, also where it is frozen."""
         self.process.kill()
@@ -76,7 +82,7 @@ class Fleet(Api):
         self._folder = folder
         self._vhost = vhost
         self._settings = {
-            "EVENLOAD_LEDGER_URL": f"sqlite:///{folder / 'ledger.sqlite'}",
+            "EVENLOAD_LEDGER_URL_FILE": self._secret("ledger_url", f"sqlite:///{folder / 'ledger.sqlite'}"),
             "EVENLOAD_LOG_FORMAT": "json",
             **settings,
         }
@@ -84,11 +90,16 @@ class Fleet(Api):
         self.gateway, self.balancer = self.start("gateway"), self.start("balancer")
         super().__init__(f"http://127.0.0.1:{self.gateway.port}")
 
+    def _secret(self, name: str, value: str) -> str:
+        (self._folder / name).write_text(f"{value}\n")
+        return str(self._folder / name)
+
     def start(self, package: str) -> Member:
         """One more process, which is not ready yet."""
-        amqp_url = self._vhost.amqp_url(package.removesuffix("s"))
+        role = package.removesuffix("s")
+        amqp_url = self._secret(f"amqp_url_of_{role}", self._vhost.amqp_url(role))
         log = self._folder / f"{package}-{len(self.members)}.log"
-        self.members.append(Member(package, log, {"EVENLOAD_AMQP_URL": amqp_url, **self._settings}))
+        self.members.append(Member(package, log, {"EVENLOAD_AMQP_URL_FILE": amqp_url, **self._settings}))
         return self.members[-1]
 
     def start_substations(self, count: int) -> list[Member]:

@@ -106,6 +106,39 @@ def test_a_misspelt_name_of_a_services_own(refusal, who, wrong, right):
     assert f"{wrong} is no setting of Evenload: did you mean {right}?" in refusal(who, **{wrong: "1"})
 
 
+@pytest.mark.parametrize("who", EVERYBODY)
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (None, "cannot be read (No such file or directory): name a file that this user may read"),
+        ("\n", "is empty: write the value into it, or unset EVENLOAD_AMQP_URL_FILE"),
+        (PASSWORD, "EVENLOAD_AMQP_URL_FILE: an address like amqp://user:password@127.0.0.1:5672/evenload is needed"),
+    ],
+)
+def test_a_file_that_holds_no_setting(refusal, tmp_path, who, content, told):
+    path = tmp_path / "amqp_url"
+    if content is not None:
+        path.write_text(content)
+
+    assert told in refusal(who, EVENLOAD_AMQP_URL_FILE=str(path))
+
+
+@pytest.mark.parametrize("who", EVERYBODY)
+def test_a_ledgers_file_that_holds_something_else(refusal, tmp_path, who):
+    (tmp_path / "ledger_url").write_text(PASSWORD)
+
+    said = refusal(who, EVENLOAD_LEDGER_URL_FILE=str(tmp_path / "ledger_url"))
+
+    assert "EVENLOAD_LEDGER_URL: its value is no ledger this version knows" in said
+
+
+@pytest.mark.parametrize("who", EVERYBODY)
+def test_the_name_of_a_file_that_nobody_reads(refusal, who):
+    said = refusal(who, EVENLOAD_AMQB_URL_FILE="/dev/null")
+
+    assert said.endswith("EVENLOAD_AMQB_URL_FILE is no setting of Evenload: did you mean EVENLOAD_AMQP_URL_FILE?")
+
+
 @pytest.mark.parametrize("port", ["0", "70000"])
 @pytest.mark.parametrize(
     ("who", "name"),

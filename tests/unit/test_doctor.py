@@ -32,7 +32,7 @@ def change(path, statement):
 
 
 def findings(path):
-    return {one.check: one for one in check_ledger(path)}
+    return {one.check: one for one in check_ledger(f"sqlite:///{path}")}
 
 
 def files(folder):
@@ -44,7 +44,7 @@ def test_a_sound_ledger_is_well_and_left_as_it_was(ledger, monkeypatch):
     before = files(ledger.parent)
 
     assert {one.finding for one in findings(ledger).values()} == {Finding.OK}
-    assert registered_substations(ledger) == []
+    assert registered_substations(f"sqlite:///{ledger}") == []
     assert files(ledger.parent) == before
 
 
@@ -65,7 +65,7 @@ def test_a_ledger_whose_writer_was_killed_keeps_its_write_ahead_log(ledger):
 
 def test_a_ledger_that_is_not_there_is_not_made(tmp_path):
     assert findings(tmp_path / "ledger.sqlite")["ledger"].finding is Finding.NOTE
-    assert registered_substations(tmp_path / "ledger.sqlite") == []
+    assert registered_substations(f"sqlite:///{tmp_path / 'ledger.sqlite'}") == []
     assert files(tmp_path) == {}
 
 

@@ -6,7 +6,17 @@ from balancer.settings import BalancerSettings
 from gateway.settings import GatewaySettings
 from services.errors import Misconfigured
 from services.grid import ALL
-from services.settings import CommonSettings, LocalSettings, env_name, env_names, load, load_for_service, refuse_unknown
+from services.settings import (
+    CommonSettings,
+    ConsoleSettings,
+    LocalSettings,
+    env_name,
+    env_names,
+    given,
+    load,
+    load_for_service,
+    refuse_unknown,
+)
 from substations.settings import SubstationSettings
 
 NEEDED = {
@@ -161,6 +171,9 @@ def test_every_fault_is_told_at_once(environ):
         ("EVENLOAD_SPED", "EVENLOAD_SPEED"),
         ("EVENLOAD_GATEWAY_PROT", "EVENLOAD_GATEWAY_PORT"),
         ("EVENLOAD_GATEWAY_WAIT_MAX", "EVENLOAD_GATEWAY_WAIT_MAX_S"),
+        ("EVENLOAD_AMQB_URL_FILE", "EVENLOAD_AMQP_URL_FILE"),
+        ("EVENLOAD_SPEED_FIEL", "EVENLOAD_SPEED_FILE"),
+        ("EVENLOAD_SPEED_FILE_FILE", "EVENLOAD_SPEED_FILE"),
     ],
 )
 def test_a_misspelt_name_is_refused_with_the_right_one(environ, wrong, right):
@@ -204,6 +217,75 @@ def test_the_ids_of_a_substations_process_are_a_list(environ):
 
     environ(EVENLOAD_SUBSTATION_IDS="*")
     assert load_for_service(SubstationSettings)[1].hosted_ids() == [ALL]
+
+
+@pytest.fixture
+def secret(tmp_path):
+    """Writes a file and returns its path."""
+
+    def write(content):
+        path = tmp_path / "secret"
+        path.write_bytes(content)
+        return str(path)
+
+    return write
+
+
+@pytest.mark.parametrize("end", [b"", b"\n", b"\r\n", b"\n\n"])
+def test_a_setting_may_stand_in_a_file_which_wins_and_whose_last_line_break_does_not_count(environ, secret, end):
+    environ(EVENLOAD_SPEED="120", EVENLOAD_SPEED_FILE=secret(b"600" + end))
+
+    assert load(CommonSettings).speed == 600
+    assert given("EVENLOAD_SPEED") == "600"
+
+
+def test_every_setting_may_stand_in_a_file(environ, tmp_path):
+    environ()
+    values = {
+        "EVENLOAD_AMQP_URL": "amqp://from:file@127.0.0.1/evenload",
+        "EVENLOAD_LEDGER_URL": "postgresql://from:file@127.0.0.1/evenload",
+        "EVENLOAD_SUBSTATION_IDS": "*",
+        "EVENLOAD_CONSOLE_PASSWORD": " with spaces ",
+    }
+    for name, value in values.items():
+        (tmp_path / name).write_text(value + "\n")
+    environ(**{name + "_FILE": str(tmp_path / name) for name in values})
+
+    common, own = load_for_service(SubstationSettings)
+
+    assert [common.amqp_url, common.ledger_url, own.ids, load(ConsoleSettings).password] == list(values.values())
+
+
+def test_what_no_file_is_named_for_stays_as_it_is(environ):
+    environ(EVENLOAD_SPEED="120", EVENLOAD_SPEED_FILE="", EVENLOAD_GRID="")
+
+    assert (load(CommonSettings).speed, given("EVENLOAD_SPEED"), given("EVENLOAD_GRID")) == (120, "120", None)
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (b"", "is empty: "),
+        (b"\n", "is empty: "),
+        (b"\xff\xfe", "is not UTF-8: "),
+        (None, "cannot be read (No such file"),
+    ],
+)
+def test_a_file_without_a_value_is_refused_with_its_variable_and_path(environ, secret, tmp_path, content, told):
+    path = str(tmp_path / "nowhere") if content is None else secret(content)
+    environ(EVENLOAD_AMQP_URL_FILE=path)
+
+    with pytest.raises(Misconfigured) as caught:
+        load_for_service(GatewaySettings)
+    assert str(caught.value).startswith(f"EVENLOAD_AMQP_URL_FILE: {path} {told}")
+
+
+def test_what_stands_in_a_file_is_never_told(environ, secret):
+    environ(EVENLOAD_LOG_LEVEL_FILE=secret(b"do-not-print-me"))
+
+    with pytest.raises(Misconfigured, match=r"^EVENLOAD_LOG_LEVEL_FILE: input should be 'DEBUG'") as caught:
+        load(CommonSettings)
+    assert "do-not-print-me" not in str(caught.value)
 
 
 def test_an_instance_has_the_name_that_was_given_or_one_of_its_own(environ):
