@@ -62,7 +62,11 @@ class CommonSettings(Settings):
     grid: str = Field("default", description="Grid file (TOML), or the name of one that comes along.")
     admin_host: str = Field("127.0.0.1", description="Where health and metrics are served.")
     admin_port: Port | None = Field(None, description="Port of health and metrics; chosen free when absent.")
-    instance: Name | None = Field(None, description="Name of this process in logs, connections and consumers.")
+    instance: Name | None = Field(
+        None,
+        description="Name of this process in logs, connections and consumers; by default its service's with a random "
+        "tail, or `substation-<id>` after the substation that it took.",
+    )
     startup_timeout_s: float = Field(30, gt=0, description="How long to wait for broker and ledger at start.")
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="Least severe line kept.")
     log_format: LogFormat = Field("auto", description="`json`, `console`, or `auto` (console on a terminal).")

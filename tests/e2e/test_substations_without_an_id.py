@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from harness.broker import api, fresh_vhost
 from harness.fleet import fleet
-from harness.stack import until
+from harness.stack import readiness, until
 from harness.witnessed import assert_nothing_doubled
 
 from services.broker import topology
@@ -14,6 +14,8 @@ from services.ledger.states import TERMINAL
 
 GRID = ["north", "east", "south", "west"]
 SIX = sorted([*GRID, "extra-1", "extra-2"])
+LEASE_S = "10"
+"""Twice the default: on a busy machine it takes a while until a successor is there."""
 LONG_KWH = 20
 """At 11 kW and speed 60 for 109 s: who charges so much outlives the loss of its substation."""
 
@@ -31,7 +33,8 @@ def vhost(broker):
 
 @pytest.fixture(scope="module")
 def stack(folder, vhost):
-    with fleet(folder, vhost, EVENLOAD_SUBSTATION_WITNESS=str(folder / "witness")) as one:
+    witness = str(folder / "witness")
+    with fleet(folder, vhost, EVENLOAD_LEASE_S=LEASE_S, EVENLOAD_SUBSTATION_WITNESS=witness) as one:
         one.start_substations(6)
         until(lambda: table(one) == SIX, "all six in the load table")
         yield one
@@ -111,8 +114,13 @@ def test_one_that_is_killed_is_taken_again_by_the_next_and_its_sessions_go_on(st
     theirs = at(stack, charging, "east")
     stack.host_of("east").kill()
 
-    [successor] = stack.start_substations(1)
+    successor = stack.start("substations")
+    until(lambda: "east" in [line["substation"] for line in successor.said("substation_awaited")], "a wait for east")
+    assert readiness(successor.admin_port)[0] == 503
+    assert 'substation="' not in successor.metrics()
+    successor.until_ready()
 
+    assert 'substation="east"' in successor.metrics()
     assert successor.substation == "east"
     assert successor.said("substation_chosen")[0]["reason"] == "its holder has fallen silent"
     until(lambda: all("resumed" in reasons(stack, one) for one in theirs), "the return of its sessions")
@@ -141,6 +149,14 @@ def test_four_that_are_killed_at_once_get_back_what_they_had_and_no_more_is_made
     assert registered(stack) == SIX
     until(lambda: all("resumed" in reasons(stack, one) for one in theirs), "the return of all sessions")
     assert {told(stack, one)["attempt"] for one in charging} == {1}
+
+
+def test_one_that_has_none_yet_leaves_when_it_is_told_to(stack):
+    waiting = stack.start("substations")
+    until(lambda: waiting.said("substation_awaited"), "a wait for somebody's beat")
+
+    assert waiting.leave() == 0
+    assert waiting.substation is None
 
 
 def test_one_that_was_frozen_for_too_long_ends_and_its_successor_takes_what_is_free(stack):

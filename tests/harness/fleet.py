@@ -3,6 +3,7 @@
 import json
 import os
 import subprocess
+import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -57,6 +58,11 @@ class Member:
 
         until(is_ready, f"a ready process, see {self._log}")
         return self
+
+    def metrics(self) -> str:
+        """What a scrape of it brings."""
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.admin_port}/metrics", timeout=20) as response:
+            return response.read().decode()
 
     def kill(self) -> None:
         """SIGKILL, also where it is frozen."""
