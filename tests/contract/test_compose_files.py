@@ -12,13 +12,16 @@ from gateway.metrics import GatewayMetrics
 from gateway.settings import GatewaySettings
 from services.broker import topology
 from services.grid import load_grid
+from services.ledger import provision
 from services.metrics import ServiceMetrics
-from services.settings import CommonSettings, LocalSettings, env_names
+from services.settings import FILE_SUFFIX, CommonSettings, LocalSettings, env_names
 from substations.collector import SubstationCollector
 from substations.settings import SubstationSettings
 
 ROOT = Path(__file__).parents[2]
 COMPOSE = (ROOT / "docker-compose.yml").read_text()
+DOCKERFILE = (ROOT / "infra/Dockerfile").read_text()
+PROVISIONED = (ROOT / "infra/postgres/provision.sql").read_text()
 DEFINITIONS = json.loads((ROOT / "infra/rabbitmq/definitions.json").read_text())
 COMPOSE_SERVICES = re.findall(
     r"^  ([a-z-]+):$", COMPOSE.split("\nservices:\n")[1].split("\nvolumes:\n")[0], re.MULTILINE
@@ -35,36 +38,54 @@ def test_the_definitions_file_is_the_topology():
 
 @pytest.mark.parametrize("role", topology.ROLES)
 def test_the_definitions_have_the_passwords_that_the_compose_file_tells(role):
-    told = re.findall(rf"amqp://{role}:\$\{{BROKER_{role.upper()}_PASSWORD:-([^}}]+)\}}@|login {role} / (\S+)", COMPOSE)
+    told = re.findall(rf"(?:amqp://{role}:|\b{role} / )(demo-[a-z]+)", COMPOSE)
     assert told
     stored = next(user["password_hash"] for user in DEFINITIONS["users"] if user["name"] == role)
     salt = base64.b64decode(stored)[:4]
-    for password in ("".join(one) for one in told):
+    for password in told:
         assert topology.password_hash(password, salt) == stored
+
+
+def test_the_databases_file_is_what_is_provisioned():
+    verifier = re.compile(r"SCRAM-SHA-256\$[^']+")  # salted: the next test looks at it
+    expected = provision.provision(dict.fromkeys(provision.ROLES, "any"))
+    found = PROVISIONED.rstrip("\n")
+    assert verifier.sub("", found) == verifier.sub("", expected).rstrip("\n"), (
+        "write it anew: python -m services.ledger.provision gateway=… balancer=… substation=…"
+    )
+
+
+@pytest.mark.parametrize("role", provision.ROLES)
+def test_the_database_has_the_passwords_that_the_compose_file_tells(role):
+    user = f"{provision.PREFIX}{role}"
+    [told] = re.findall(rf"postgresql://{user}:(\S+)@", COMPOSE)
+    [stored] = re.findall(rf"ALTER ROLE {user} LOGIN PASSWORD '(\S+)';", PROVISIONED)
+    salt = base64.b64decode(stored.split("$")[1].split(":")[1])
+    assert provision.scram(told, salt) == stored
 
 
 def test_every_setting_in_the_compose_file_is_one_that_is_read():
     known = env_names([CommonSettings, LocalSettings, GatewaySettings, BalancerSettings, SubstationSettings])
-    named = set(re.findall(r"\bEVENLOAD_[A-Z_]+", COMPOSE))
-    assert "EVENLOAD_LEDGER_URL" in named
-    assert named <= set(known)
+    overlays = "".join(one.read_text() for one in (ROOT / "infra").glob("compose.*.yml"))
+    named = set(re.findall(r"\bEVENLOAD_[A-Z_]+", COMPOSE + DOCKERFILE + overlays))
+    assert {"EVENLOAD_LEDGER_URL", "EVENLOAD_AMQP_URL_FILE"} <= named
+    assert {name.removesuffix(FILE_SUFFIX) for name in named} <= set(known)
 
 
 def test_every_port_is_published_on_loopback_only():
     blocks = re.findall(r"^    ports:\n((?:      - .*\n)+)", COMPOSE, re.MULTILINE)
     assert len(blocks) == len(re.findall(r"\bports:", COMPOSE)) == 5
     for port in "".join(blocks).splitlines():
-        assert re.fullmatch(r'      - "127\.0\.0\.1:\d+:\d+"', port)
+        assert re.fullmatch(r'      - "127\.0\.0\.1:\$\{[A-Z]+_PORT:-\d+\}:\d+"', port)
     assert "network_mode" not in COMPOSE
 
 
 def test_every_image_is_pinned():
-    dockerfile = (ROOT / "infra/Dockerfile").read_text()
     images = re.findall(r"^ +image: (\S+)$", COMPOSE, re.MULTILINE)
-    images += re.findall(r"^FROM (\S+)", dockerfile, re.MULTILINE)
-    assert len(images) == 7
+    images += re.findall(r"^FROM (\S+)", DOCKERFILE, re.MULTILINE)
+    assert len(images) == 8
     for image in images:
-        assert re.fullmatch(r"[a-z/]+:v?\d+\.\d+\.\d+(-[a-z-]+)?", image)
+        assert re.fullmatch(r"[a-z/]+:v?\d+\.\d+(\.\d+)?(-[a-z-]+)?", image)
 
 
 def test_locust_is_the_one_of_the_lock():
@@ -73,14 +94,15 @@ def test_locust_is_the_one_of_the_lock():
     assert f"image: locustio/locust:{locked[1]}\n" in COMPOSE
 
 
-def test_the_containers_host_the_default_grid():
-    hosted = re.findall(r"EVENLOAD_SUBSTATION_IDS: (\S+)", COMPOSE)
-    assert hosted == [spec.id for spec in load_grid("default").substation]
+def test_a_container_starts_for_each_substation_of_the_default_grid():
+    [scale] = re.findall(r"command: \[python, -m, substations\]\n(?:    .*\n)*?    scale: (\d+)\n", COMPOSE)
+    assert int(scale) == len(load_grid("default").substation)
+    assert "EVENLOAD_SUBSTATION_IDS" not in COMPOSE
 
 
 def test_prometheus_finds_every_service_of_ours_and_the_broker():
     config = (ROOT / "infra/prometheus/prometheus.yml").read_text()
-    admin_port = re.findall(r'EVENLOAD_ADMIN_PORT: "(\d+)"', COMPOSE)
+    admin_port = re.findall(r"EVENLOAD_ADMIN_PORT=(\d+)", DOCKERFILE)
     replicas = re.findall(r"- names: \[(\S+)\]\n +type: A\n +port: (\d+)\n", config)
     assert replicas == [("gateway", *admin_port), ("balancer", *admin_port)]
     assert re.findall(r"- url: (\S+)", config) == ["http://gateway:8080/targets"]

@@ -18,10 +18,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from harness.docker_programs import CURES, find_programs
+
 from services.errors import Misconfigured
 from services.local import leftovers
-
-from harness.docker_programs import CURES, find_programs
 
 READY_WITHIN_S = 60
 STOPPED_WITHIN_S = 60
@@ -113,7 +113,8 @@ def running_engine(home: Path, images: Path) -> Iterator[Engine]:
 def _daemon(engine: Engine, home: Path, images: Path) -> Iterator[None]:
     (home / "daemon.json").write_text(json.dumps({"hosts": [engine.environment["DOCKER_HOST"]], "log-level": "warn"}))
     shadow = " && ".join(f"mount -t tmpfs tmpfs {one}" for one in SHADOWED)
-    daemon = f"dockerd --config-file {home}/daemon.json --data-root {images} --exec-root {home}/exec --pidfile {home}/pid"
+    daemon = f"dockerd --config-file {home}/daemon.json --data-root {images}"
+    daemon += f" --exec-root {home}/exec --pidfile {home}/pid"
     run = uuid.uuid4().hex
     environment = {**os.environ, **engine.environment, **leftovers.marks(home, run)}
     guardian = subprocess.Popen(
@@ -182,8 +183,8 @@ class Network:
         """Make the host's network as it was when this was read."""
         for link in {one.name for one in Path("/sys/class/net").iterdir()} - self.links:
             _delete_bridge(link)
-        for table in TABLES:
-            for change in (["-F"], ["-X"], *(["-P", chain, "ACCEPT"] for chain in TABLES[table])):
+        for table, chains in TABLES.items():
+            for change in (["-F"], ["-X"], *(["-P", chain, "ACCEPT"] for chain in chains)):
                 engine.run("iptables", "-w", "-t", table, *change)
         if self.rules:
             engine.run("iptables-restore", input=self.saved)

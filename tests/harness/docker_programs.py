@@ -14,7 +14,7 @@ RELEASE = "bookworm"
 """The release that the stand-ins for upstream's images are made of; its Python is the image's."""
 NEXT_RELEASE = "trixie"
 """The first release whose `docker-compose` is version 2."""
-CURES = "start a Docker engine that can pull images, or run this as root on Debian 12 with access to its package archive"
+CURES = "start a Docker engine that can pull images, or run this as root on Debian 12 with its package archive in reach"
 
 ENGINE = PackageSet(
     title="Docker",
@@ -90,7 +90,7 @@ def find_programs(scratch: Path) -> Programs:
 
 def _unpacked(name: str, packages: PackageSet, program: str) -> Path:
     copy = copy_dir(cache_dir(LocalSettings()), name)
-    unpack(packages, copy, lambda: (copy / program).exists(), print, {})
+    unpack(packages, copy, (copy / program).exists, print, {})
     if not (copy / program).exists():
         raise Misconfigured(f"the packages of this system hold no {packages.title} where it is expected: {CURES}")
     return copy
