@@ -118,14 +118,16 @@ class Prometheus:
             installation = await finding
             folder.mkdir(exist_ok=True)
             (folder / CONFIGURATION).write_text(configuration(scraped, own))
-            await self._supervisor.start(_process(installation, folder, own, self._plan.logs / "prometheus.log"))
+            await self._supervisor.start(process(installation, folder, own, self._plan.logs / "prometheus.log"))
         except (EvenloadError, OSError) as error:
             self._say(f"going on without Prometheus: {error}")
             return None
         return f"http://{own}"
 
 
-def _process(installation: PrometheusInstallation, folder: Path, own: str, log: Path) -> ProcessSpec:
+def process(installation: PrometheusInstallation, folder: Path, own: str, log: Path) -> ProcessSpec:
+    """A Prometheus that serves at `own` and keeps its data in `folder`, beside its configuration."""
+
     async def is_ready() -> bool:
         with contextlib.suppress(aiohttp.ClientError, TimeoutError, OSError):
             async with aiohttp.request("GET", f"http://{own}/-/ready", timeout=READY_TIMEOUT) as response:

@@ -87,6 +87,12 @@ def _unpacked(copy: Path) -> PrometheusInstallation | None:
     return PrometheusInstallation(program, arguments, {"LD_LIBRARY_PATH": libraries(copy)})
 
 
+def _drop_sources(root: Path, _final: Path) -> None:
+    """The pages read one file of the time zones' library, whose sources fill 200 MB."""
+    for folder in (root / "usr/share/javascript/moment-timezone").glob("*/"):
+        shutil.rmtree(folder)
+
+
 # Beside the program what its pages are made of: links lead from one package into the others.
 _PARTS = ("libjs-", "fonts-glyphicons-")
 _PACKAGES = PackageSet(
@@ -95,4 +101,5 @@ _PACKAGES = PackageSet(
     cures=CURES,
     own_copies=("prometheus", *_PARTS),
     is_wanted=lambda name: name == "prometheus" or name.startswith(_PARTS),
+    relocate=_drop_sources,
 )

@@ -270,12 +270,14 @@ def test_up_tells_programs_where_everything_is_in_one_line(tmp_path, port, vhost
         one.wait()
         process = subprocess.Popen(
             [EVENLOAD, "up", "--json"], cwd=ROOT, stdout=subprocess.PIPE, stderr=errors, text=True,
-            env=environment(one, EVENLOAD_AMQP_URL=vhost.amqp_url("operator"), EVENLOAD_FIRST_RUSH="0"),
+            env=environment(one, EVENLOAD_AMQP_URL=vhost.amqp_url("operator"), EVENLOAD_FIRST_RUSH="0",
+                            EVENLOAD_PROMETHEUS="0"),
         )  # fmt: skip
     try:
         running = json.loads(process.stdout.readline())
         assert running["gateway_url"] == one.url
         assert running["supervisor_pid"] == process.pid
+        assert running["prometheus_url"] is None
         assert {"gateway", "balancer", "substation-north"} <= running["pids"].keys()
         assert one.get("/substations")[0] == 200
     finally:

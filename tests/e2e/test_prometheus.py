@@ -148,9 +148,10 @@ def test_one_that_does_not_start_does_not_keep_the_stack_from_it(tmp_path, port,
         (lambda folder: str(folder / "nowhere"), "is no program"),
         (str, "is no program"),
         (lambda folder: fake(folder / "other", "echo other, version 1"), "is not Prometheus"),
-        (lambda folder: fake(folder / "bad", "").replace("bad", "BAD"), "is no program"),
+        (lambda folder: fake(folder / "broken", "exit 1"), "is not Prometheus"),
+        (lambda _folder: "atuo", "is no program"),
     ],
-    ids=["missing", "folder", "another program", "misspelt"],
+    ids=["missing", "folder", "another program", "broken", "misspelt"],
 )
 def test_a_program_that_is_none_is_refused_with_the_cure(tmp_path, port, make, said):
     stack = Stack(tmp_path / "data", port, {"EVENLOAD_PROMETHEUS": make(tmp_path)}, [EVENLOAD, "up"])

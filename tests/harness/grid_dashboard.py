@@ -4,6 +4,7 @@ Several balancers tell of one load table, several gateways of one ledger: what t
 each has done itself is their sum.
 """
 
+import itertools
 from pathlib import Path
 
 from grafana_foundation_sdk.builders import common, dashboard, prometheus, stat, timeseries
@@ -322,24 +323,17 @@ def grid() -> dashboard.Dashboard:
         .refresh("5s")
         .tooltip(DashboardCursorSync.CROSSHAIR)
     )
-    for title, panels in (
-        ("At a glance", AT_A_GLANCE),
-        ("Grid", GRID),
-        ("Requests", REQUESTS),
-        ("Broker", BROKER),
-    ):
-        board.with_row(dashboard.Row(title))
+    number = itertools.count(1)  # of its own, so that a link to a panel stays
+    for title, panels in (("At a glance", AT_A_GLANCE), ("Grid", GRID), ("Requests", REQUESTS), ("Broker", BROKER)):
+        board.with_row(dashboard.Row(title).id(next(number)))
         for panel in panels:
-            board.with_panel(panel)
+            board.with_panel(panel.id(next(number)))
     return board
 
 
 def rendered() -> str:
-    """The file's text; panels are numbered as they come, so that a link to one stays."""
-    built = grid().build()
-    for number, panel in enumerate(built.panels or [], start=1):
-        panel.id_val = number
-    return JSONEncoder(sort_keys=True, indent=2).encode(built) + "\n"
+    """The file's text."""
+    return JSONEncoder(sort_keys=True, indent=2).encode(grid().build()) + "\n"
 
 
 if __name__ == "__main__":

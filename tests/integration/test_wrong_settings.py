@@ -38,6 +38,7 @@ def refusal(tmp_path, port):
             "EVENLOAD_STARTUP_TIMEOUT_S": "30" if who == "up" else "0.5",
             "EVENLOAD_DATA_DIR": str(tmp_path / "data"),
             "EVENLOAD_GATEWAY_PORT": str(port),
+            "EVENLOAD_PROMETHEUS": "0",
         }
         ended = subprocess.run(
             COMMANDS[who],
@@ -161,6 +162,7 @@ def test_what_is_no_port(refusal, who, name, port):
         ("gateway", {"EVENLOAD_ADMIN_HOST": "192.0.2.1"}, "EVENLOAD_ADMIN_HOST: '192.0.2.1' is not this machine"),
         ("gateway", {"EVENLOAD_ADMIN_HOST": "no..host"}, "EVENLOAD_ADMIN_HOST: 'no..host' is not this machine"),
         ("up", {"EVENLOAD_ADMIN_HOST": "0.0.0.0"}, "EVENLOAD_ADMIN_HOST: the local stack serves on 127.0.0.1 only"),
+        ("up", {"EVENLOAD_PROMETHEUS": "/nowhere/it"}, "EVENLOAD_PROMETHEUS: '/nowhere/it' is no program: install"),
         ("up", {"EVENLOAD_DATA_DIR": "/dev/null"}, "EVENLOAD_DATA_DIR: /dev/null cannot be written"),
     ],
 )
