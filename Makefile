@@ -25,7 +25,7 @@ test: $(VENV)/.dev ## Run the test suite on a real RabbitMQ and PostgreSQL of it
 	@$(BIN)/python -m pytest $(ARGS)
 
 test-compose: $(VENV)/.dev ## Start, load, break and scale the compose files on a Docker engine (brings one up as root)
-	@$(BIN)/python -m pytest -n 0 --exitfirst tests/compose $(ARGS)
+	@PYTHONPATH=tests $(BIN)/python -m harness.compose_check $(ARGS)
 
 model: $(VENV)/.dev ## Run the protocol's model with 3,000 seeds (EVENLOAD_MODEL_RUNS, EVENLOAD_MODEL_FIRST_SEED)
 	@EVENLOAD_MODEL_RUNS=$${EVENLOAD_MODEL_RUNS:-3000} $(BIN)/python -m pytest tests/model --dist load $(ARGS)

@@ -7,13 +7,12 @@ from pathlib import Path
 
 import pytest
 from harness.compose import PORTS, ROOT, Project, copy_of_the_checkout
+from harness.compose_check import NO_ENGINE_TO_PYTEST
 from harness.docker_engine import NoEngine, running_engine
 from harness.stand_ins import make_stand_ins
 
 from services.local.stack import cache_dir, free_ports
 from services.settings import LocalSettings
-
-EXIT_NO_ENGINE = 3
 
 
 @pytest.fixture(scope="session")
@@ -25,7 +24,7 @@ def engine():
                     make_stand_ins(running, images() - {"evenload:0.1.0", "grafana/grafana:12.3.1"})
                 yield running
         except NoEngine as error:
-            pytest.exit(f"the compose check needs a Docker engine: {error}", returncode=EXIT_NO_ENGINE)
+            pytest.exit(f"the compose check needs a Docker engine: {error}", returncode=NO_ENGINE_TO_PYTEST)
 
 
 @pytest.fixture(scope="module")
