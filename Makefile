@@ -15,11 +15,15 @@ help: ## Show the targets
 run: $(VENV)/.runtime ## Start everything here, send a first rush hour, serve until Ctrl-C
 	@$(BIN)/evenload up
 
-rush: $(VENV)/.runtime ## Send one more rush to the stack that `make run` started
-	@$(BIN)/evenload rush
+rush: $(VENV)/.dev ## Play a rush hour of 1,200 vehicles against `make run`; report in .evenload/rush_hour.html
+	@$(BIN)/locust -f locustfiles/rush_hour.py --headless --only-summary --host $(GATEWAY) --html $(RUSH_REPORT) $(ARGS); \
+		code=$$?; test ! -f $(RUSH_REPORT) || echo "the report is in $(RUSH_REPORT)"; exit $$code
 
-locust: $(VENV)/.dev ## Open locust's page (127.0.0.1:8089) to play a rush hour against `make run`
-	@$(BIN)/locust -f locustfiles/rush_hour.py --web-host 127.0.0.1
+locust: $(VENV)/.dev ## Open locust's page (127.0.0.1:8089) to play rush hours against `make run`
+	@$(BIN)/locust -f locustfiles --class-picker --web-host 127.0.0.1 --host $(GATEWAY) $(ARGS)
+
+GATEWAY = http://127.0.0.1:$${EVENLOAD_GATEWAY_PORT:-8080}
+RUSH_REPORT := .evenload/rush_hour.html
 
 test: $(VENV)/.dev ## Run the test suite on a real RabbitMQ and PostgreSQL of its own
 	@$(BIN)/python -m pytest $(ARGS)

@@ -1,27 +1,152 @@
-"""The locust rush hour against a running stack."""
+"""Headless locust against a running stack: what it records, and when it is not content."""
 
+import csv
+import json
+import os
+import re
+import signal
 import subprocess
 import sys
+import time
+from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
+from harness.broker import fresh_vhost
 from harness.stack import ROOT, started
 
-LOCUST = [Path(sys.executable).parent / "locust", "-f", ROOT / "locustfiles/rush_hour.py", "--headless"]
+from services.local.stack import free_ports
+
+LOCUST = str(Path(sys.executable).parent / "locust")
+FOLDER = ROOT / "locustfiles"
+TO_CHARGING = "accepted → charging"
+TO_END = "accepted → ended"
 
 
-def play(url: str) -> subprocess.CompletedProcess:
-    command = [*LOCUST, "--only-summary", "--rush-seconds", "8", "--host", url]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+@contextmanager
+def locust(locustfile, *arguments):
+    """A headless locust; what it says comes on one stream."""
+    # A shell that runs the tests in its background makes all their children ignore Ctrl-C.
+    command = [
+        "env",
+        "--default-signal=INT",
+        LOCUST,
+        "-f",
+        str(FOLDER / locustfile),
+        "--headless",
+        "--only-summary",
+        *map(str, arguments),
+    ]
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("LOCUST_")}
+    process = subprocess.Popen(
+        command,
+        env=clean,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
 
 
-def test_headless_locust_plays_a_rush_hour_without_failures(tmp_path, port, vhost):
-    with started(tmp_path / "data", port, EVENLOAD_AMQP_URL=vhost.amqp_url("operator")) as stack:
-        stack.until_up()
-        done = play(stack.url)
-        assert done.returncode == 0, done.stdout + done.stderr
-        sessions = sum(one["sessions"] + one["in_flight"] for one in stack.get("/substations")[1]["items"])
-        assert sessions > 5, done.stdout + done.stderr
+def play(locustfile, *arguments):
+    """Exit code and what was said."""
+    with locust(locustfile, *arguments) as process:
+        said, _ = process.communicate(timeout=240)
+        return process.returncode, said
 
 
-def test_locust_fails_where_no_gateway_answers(port):
-    assert play(f"http://127.0.0.1:{port}").returncode == 1
+@pytest.fixture(scope="module")
+def stack(broker, tmp_path_factory):
+    data = tmp_path_factory.mktemp("locust") / "data"
+    with (
+        fresh_vhost(broker) as vhost,
+        started(data, free_ports(1)[0], EVENLOAD_AMQP_URL=vhost.amqp_url("operator")) as running,
+    ):
+        yield running.until_up()
+
+
+def test_a_rush_hour_is_followed_to_every_end(stack, tmp_path):
+    reports = ["--csv", tmp_path / "rush", "--json-file", tmp_path / "rush", "--html", tmp_path / "rush.html"]
+    code, said = play("rush_hour.py", "--rush-speed", 900, "--longest-minutes", 2, "--host", stack.url, *reports)
+    assert code == 0, said
+
+    with (tmp_path / "rush_stats.csv").open() as file:
+        recorded = {row["Name"]: row for row in csv.DictReader(file)}
+    sent = int(recorded["/charge-requests"]["Request Count"])
+    assert sent >= 1000
+    assert recorded[TO_CHARGING]["Type"] == recorded[TO_END]["Type"] == "E2E"
+    assert {int(row["Request Count"]) for row in recorded.values()} == {sent}
+    assert {int(row["Failure Count"]) for row in recorded.values()} == {0}
+    # Ends come after starts, and the sum is that of the HTTP requests alone.
+    assert float(recorded[TO_CHARGING]["Median Response Time"]) < float(recorded[TO_END]["Median Response Time"])
+    assert recorded["Aggregated"]["Max Response Time"] == recorded["/charge-requests"]["Max Response Time"]
+    entries = json.loads((tmp_path / "rush.json").read_text())
+    counts = {entry["name"]: entry["num_requests"] for entry in entries}
+    assert counts == {"/charge-requests": sent, TO_CHARGING: sent, TO_END: sent}
+
+    report = (tmp_path / "rush.html").read_text()
+    hosted = {item["substation"] for item in stack.get("/substations")[1]["items"]}
+    charged = {name: int(count) for name, count in re.findall(r"<td>([a-z]+)</td><td>(\d+)</td>", report)}
+    assert set(charged) == hosted
+    assert sum(charged.values()) == sent
+    max_over_mean = f"{max(charged.values()) * len(hosted) / sent:.2f}"
+    assert f"<td>all (max ÷ mean)</td><td>{sent}</td><td>{max_over_mean}</td>" in report
+    assert re.search(rf"all \(max ÷ mean\) +{sent} +{max_over_mean}", said)
+
+
+def test_an_accepted_request_that_does_not_end_in_time_is_a_failure(stack):
+    # An hour of session time is a minute here.
+    late = ["--longest-minutes", 60, "--end-within", 1, "--host", stack.url]
+    code, said = play("spike.py", "--vehicles", 60, "--spike-seconds", 3, *late)
+    assert code == 1, said
+    assert re.search(r"\d+ accepted requests did not end in time", said)
+    assert re.search(rf"\d+ +E2E {TO_END}: was not seen to end in time", said)
+
+
+def test_a_run_in_which_nothing_was_recorded_has_failed(stack):
+    with locust("steady.py", "--vehicles", 1, "--steady-seconds", 86_400, "--host", stack.url) as process:
+        next(line for line in process.stdout if "All users spawned" in line)
+        process.send_signal(signal.SIGINT)
+        said, _ = process.communicate(timeout=60)
+    assert process.returncode == 1, said
+    assert "nothing was recorded" in said
+
+
+def test_where_no_gateway_answers_locust_says_so_and_ends(port):
+    began = time.monotonic()
+    code, said = play("rush_hour.py", "--host", f"http://127.0.0.1:{port}")
+    assert code == 1
+    assert f"no gateway answers at http://127.0.0.1:{port}" in said
+    assert time.monotonic() - began < 30
+
+
+@pytest.mark.parametrize(
+    ("arguments", "fault"),
+    [
+        (["--vehicles", "0"], "argument --vehicles: 0 does not lie between 1 and 1,000,000"),
+        (["--vehicles", "1.5"], "argument --vehicles: '1.5' is no whole number"),
+        (["--rush-speed", "nan"], "argument --rush-speed: nan does not lie between 1 and 18,000"),
+        (["--rush-from", "9", "--rush-to", "9"], "the hours end (9) before they begin (9)"),
+        (["--vehicles", "100000"], "vehicles per second where it is busiest, more than 1,000"),
+        (["--rush-from", "1", "--rush-to", "3", "WorkplaceDrivers"], "nobody arrives between 1 and 3 o’clock"),
+        (["--master"], "start one, without --master"),
+    ],
+)
+def test_wrong_options_are_told(arguments, fault):
+    code, said = play("rush_hour.py", *arguments)
+    assert code == 2, said
+    assert fault in said
+
+
+@pytest.mark.parametrize("locustfile", [".", "rush_hour.py", "steady.py", "spike.py"])
+def test_locust_finds_the_drivers_and_nothing_else(locustfile):
+    """From any folder, as in a container to which only this one is mounted."""
+    # A shell that runs the tests in its background makes all their children ignore Ctrl-C.
+    command = ["env", "--default-signal=INT", LOCUST, "-f", str(FOLDER / locustfile), "--list"]
+    done = subprocess.run(command, cwd="/", capture_output=True, text=True, timeout=60, check=True)
+    assert sorted(done.stdout.split()[2:]) == ["PrivateDrivers", "PublicDrivers", "WorkplaceDrivers"]

@@ -1,0 +1,101 @@
+"""A real Chromium for the tests of pages: the installed one, else a private copy with its libraries and a font."""
+
+import contextlib
+import shutil
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from playwright.sync_api import BrowserContext, sync_playwright
+
+from services.errors import Misconfigured
+from services.local.packages import PackageSet, copy_dir, libraries, unpack
+from services.local.stack import cache_dir
+from services.settings import LocalSettings
+
+INSTALLED = ("chromium", "chromium-browser", "google-chrome-stable")
+PROGRAM = "usr/lib/chromium/chromium"
+FONTS = "usr/share/fonts"
+FONTS_CONF = "evenload-fonts.conf"
+FLAGS = ("--disable-gpu", "--disable-quic")
+"""Beside Playwright's own, among them `--no-sandbox`, which root needs, and silence towards foreign hosts."""
+CURES = (
+    "install Chromium (Debian: apt install chromium), "
+    "or run this on a Debian-like system with access to its package archive"
+)
+
+
+@dataclass(frozen=True)
+class Browser:
+    """The program, and the environment that it needs beside the tests' own."""
+
+    program: Path
+    environment: dict[str, str] = field(default_factory=dict)
+
+
+def find_chromium(*, unpacked: bool = False) -> Browser:
+    """The installed Chromium, else (or where `unpacked` is asked for) a private copy in the cache.
+
+    Raises `Misconfigured` with the cure where neither can be had.
+    """
+    installed = None if unpacked else next(filter(None, map(shutil.which, INSTALLED)), None)
+    if installed is not None:
+        return Browser(Path(installed))
+    copy = copy_dir(cache_dir(LocalSettings()), "chromium")
+    unpack(PACKAGES, copy, lambda: _is_whole(copy), print, {})
+    if not _is_whole(copy):
+        raise Misconfigured(f"the packages of this system hold no Chromium where it is expected: {CURES}")
+    # Some packages keep libraries in a folder of their own, whose place they know by its absolute path only.
+    own = {str(library.parent) for library in copy.glob("usr/lib/*-linux-*/*/*.so*")}
+    folders = [libraries(copy), *sorted(own)]
+    return Browser(copy / PROGRAM, {"LD_LIBRARY_PATH": ":".join(folders), "FONTCONFIG_FILE": str(copy / FONTS_CONF)})
+
+
+def _is_whole(copy: Path) -> bool:
+    return (copy / PROGRAM).exists() and (copy / FONTS_CONF).exists()
+
+
+def _write_fonts_conf(root: Path, final: Path) -> None:
+    """The copy's own font, and the system's where there are some."""
+    (root / FONTS_CONF).write_text(
+        '<?xml version="1.0"?>\n<!DOCTYPE fontconfig SYSTEM "fonts.dtd">\n<fontconfig>\n'
+        f"  <dir>{final / FONTS}</dir>\n  <dir>/{FONTS}</dir>\n"
+        f"  <cachedir>{final / 'font-cache'}</cachedir>\n</fontconfig>\n"
+    )
+
+
+PACKAGES = PackageSet(
+    title="Chromium",
+    package="chromium",
+    cures=CURES,
+    own_copies=("chromium", "fonts-dejavu-core"),
+    relocate=_write_fonts_conf,
+)
+
+
+@contextlib.contextmanager
+def running_chromium(browser: Browser, **context: object) -> Iterator[BrowserContext]:
+    """Start the browser with an empty profile, and end it with everything it started.
+
+    `context` are Playwright's options, such as `viewport`.
+    """
+    with tempfile.TemporaryDirectory(prefix="evenload-chromium-", ignore_cleanup_errors=True) as home, \
+            sync_playwright() as playwright:  # fmt: skip
+        started = playwright.chromium.launch_persistent_context(
+            home,
+            executable_path=browser.program,
+            headless=True,
+            args=list(FLAGS),
+            env={**_own_environment(), **browser.environment, "HOME": home},
+            **context,
+        )
+        try:
+            yield started
+        finally:
+            started.close()
+
+
+def _own_environment() -> dict[str, str]:
+    """No proxy: pages of this machine only."""
+    return {"PATH": "/usr/bin:/bin", "LANG": "C.UTF-8"}
