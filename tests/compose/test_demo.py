@@ -3,6 +3,7 @@
 The tests walk through the life of one stack, in this order.
 """
 
+import json
 from collections import Counter
 
 import pytest
@@ -88,8 +89,24 @@ def test_two_balancers_share_the_work(stack):
 
 
 def test_locust_plays_a_rush_hour_through_its_page(stack):
-    page = stack.engine.run("curl", "-s", f"http://127.0.0.1:{stack.ports['LOCUST_PORT']}/").stdout
-    assert "http://gateway:8080" in page, "the host is prefilled"
+    rush = {"user_classes": "PublicDrivers", "shape_class": "RushHour", "vehicles": 150, "rush_speed": 900,
+            "longest_minutes": 3}  # fmt: skip
+    assert stack.post_form("/swarm", rush, "LOCUST_PORT")["success"]
+    ended = until(lambda: locust_ended(stack), "locust sees the end of its rush")
+    # Vehicles arrive at random.
+    assert ended["POST"]["num_requests"] == pytest.approx(150, abs=75)
+    assert ended["accepted → charging"]["num_requests"] == ended["POST"]["num_requests"]
+    assert ended["accepted → ended"]["num_requests"] == ended["POST"]["num_requests"]
+    assert not any(one["num_failures"] for one in ended.values())
+
+
+def test_an_operators_commands_are_at_hand_in_a_container(stack):
+    [gateway] = stack.containers("gateway")
+
+    def completed() -> int:
+        return json.loads(stack.inside(gateway, "evenload", "status", "--json").stdout)["requests"]["completed"]
+
+    until(lambda: completed() == len(requests(stack)), "the command line counts them all")
 
 
 def test_nothing_is_lost_when_broker_and_substation_are_killed_under_load(stack):
@@ -131,6 +148,13 @@ def test_who_is_scaled_away_leaves_its_work_to_the_others(stack):
     ended(rush)
     until(lambda: stack.query("count(up == 0) or vector(0)") == {"": 0}, "no target is left that is not there")
     assert len(fresh(stack, 4)) == 4
+
+
+def locust_ended(stack) -> dict[str, dict]:
+    """Locust's statistics once its run is over, by what they are of."""
+    told = stack.get("/stats/requests", "LOCUST_PORT")
+    shown = {one["name"] if one["method"] == "E2E" else one["method"]: one for one in told["stats"]}
+    return shown if told["state"] == "stopped" else {}
 
 
 def fresh(stack, count: int) -> list[str]:

@@ -87,6 +87,11 @@ class Project:
         with urllib.request.urlopen(f"http://127.0.0.1:{self.ports[port]}{path}", timeout=30) as response:
             return json.loads(response.read())
 
+    def post_form(self, path: str, fields: dict[str, Any], port: str) -> Any:
+        form = urllib.parse.urlencode(fields).encode()
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.ports[port]}{path}", form, timeout=30) as response:
+            return json.loads(response.read())
+
     def query(self, expression: str) -> dict[str, float]:
         """Ask Prometheus; values by the `substation` label, or under the empty string."""
         answer = self.get(f"/api/v1/query?{urllib.parse.urlencode({'query': expression})}", "PROMETHEUS_PORT")
