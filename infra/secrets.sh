@@ -4,7 +4,7 @@
 set -eu
 umask 022
 cd "$(dirname "$0")/.."
-image=evenload:0.1.0
+image=evenload:${IMAGE_TAG:-0.1.0}
 
 [ ! -e secrets ] || { echo "secrets: there is one already; remove it to draw new passwords" >&2; exit 2; }
 docker image inspect "$image" > /dev/null 2>&1 || { echo "$image is missing: docker compose build gateway" >&2; exit 2; }
@@ -30,6 +30,7 @@ done
 make() { docker run --rm --network none "$image" python -m "$@"; }
 # Unquoted: one word for each role.
 make services.ledger.provision $roles > secrets.new/provision.sql
+echo "ALTER ROLE evenload PASSWORD '$(cat secrets.new/postgres_owner_password)';" >> secrets.new/provision.sql
 make services.broker.topology $roles operator="$(cat secrets.new/operator_password)" \
   monitor="$(cat secrets.new/monitor_password)" > secrets.new/definitions.json
 

@@ -144,8 +144,10 @@ def system_archive() -> tuple[str, str]:
     Raises `Misconfigured` where the system does not say.
     """
     codename = platform.freedesktop_os_release().get("VERSION_CODENAME", "")
-    targets = subprocess.run(
-        ["apt-get", "indextargets", "--format", "$(REPO_URI) $(RELEASE) $(COMPONENT)", "Created-By: Packages"],  # noqa: S607
+    wanted = "$(REPO_URI) $(RELEASE) $(COMPONENT)"
+    targets = subprocess.run(  # noqa: S603 (our own arguments)
+        # Without release information: a bare system has fetched none yet.
+        ["apt-get", "indextargets", "--no-release-info", "--format", wanted, "Created-By: Packages"],  # noqa: S607
         capture_output=True,
         text=True,
         timeout=_LONGEST_STEP_S,

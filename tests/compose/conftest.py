@@ -21,7 +21,7 @@ def engine():
         try:
             with running_engine(Path(folder), cache_dir(LocalSettings()) / "docker-images") as running:
                 if running.is_ours:
-                    make_stand_ins(running, images() - {"evenload:0.1.0", "grafana/grafana:12.3.1"})
+                    make_stand_ins(running, {one for one in images() if not one.startswith(("evenload:", "grafana/"))})
                 yield running
         except NoEngine as error:
             pytest.exit(f"the compose check needs a Docker engine: {error}", returncode=NO_ENGINE_TO_PYTEST)

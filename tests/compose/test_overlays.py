@@ -13,7 +13,7 @@ OVERLAYS = ("docker-compose.yml", "infra/compose.cluster.yml", "infra/compose.se
 def secret(project):
     """The project with passwords drawn by the script, not up yet."""
     project.compose("build", "gateway")
-    project.engine.run(str(project.folder / "infra/secrets.sh"))
+    project.engine.run(str(project.folder / "infra/secrets.sh"), env=project.variables)
     return replace(project, files=OVERLAYS)
 
 
@@ -31,7 +31,7 @@ def test_the_files_are_sound_alone_and_together(secret, files):
 def test_the_secrets_are_drawn_once_and_entered_by_their_owner_only(secret):
     folder = secret.folder / "secrets"
     assert folder.stat().st_mode & 0o777 == 0o700
-    again = secret.engine.run(str(secret.folder / "infra/secrets.sh"), check=False)
+    again = secret.engine.run(str(secret.folder / "infra/secrets.sh"), env=secret.variables, check=False)
     assert again.returncode == 2
     assert "remove it" in again.stderr
 
@@ -55,6 +55,13 @@ def test_requests_end_while_a_node_of_the_broker_is_lost(stack):
     assert password not in stack.inside(node, "env").stdout
     stack.start(lost)
     until(lambda: {tuple(set(one)) for one in stack.health().values()} <= {("healthy",), ("exited 0",)}, "all healthy")
+    # The node that came back has read its definitions anew.
+    for one in ("rabbitmq", "rabbitmq-3"):
+        [node] = stack.containers(one)
+        for user in ("operator", "gateway"):
+            asked = ("rabbitmqctl", "authenticate_user", user)
+            assert stack.inside(node, *asked, f"demo-{user}", check=False).returncode != 0
+        assert stack.inside(node, "rabbitmqctl", "authenticate_user", "operator", password).returncode == 0
 
 
 SUBSTATION_QUEUES = ("charge.substation.north", "charge.substation.east")

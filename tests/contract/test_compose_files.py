@@ -24,7 +24,7 @@ DOCKERFILE = (ROOT / "infra/Dockerfile").read_text()
 PROVISIONED = (ROOT / "infra/postgres/provision.sql").read_text()
 DEFINITIONS = json.loads((ROOT / "infra/rabbitmq/definitions.json").read_text())
 COMPOSE_SERVICES = re.findall(
-    r"^  ([a-z-]+):$", COMPOSE.split("\nservices:\n")[1].split("\nvolumes:\n")[0], re.MULTILINE
+    r"^  ([a-z-]+):$", COMPOSE.split("\nservices:\n")[1].split("\nconfigs:\n")[0], re.MULTILINE
 )
 
 
@@ -85,7 +85,7 @@ def test_every_image_is_pinned():
     images += re.findall(r"^FROM (\S+)", DOCKERFILE, re.MULTILINE)
     assert len(images) == 8
     for image in images:
-        assert re.fullmatch(r"[a-z/]+:v?\d+\.\d+(\.\d+)?(-[a-z-]+)?", image)
+        assert re.fullmatch(r"[a-z/]+:(v?\d+\.\d+(\.\d+)?(-[a-z-]+)?|\$\{IMAGE_TAG:-0\.1\.0\})", image)
 
 
 def test_locust_is_the_one_of_the_lock():
@@ -104,10 +104,10 @@ def test_prometheus_finds_every_service_of_ours_and_the_broker():
     config = (ROOT / "infra/prometheus/prometheus.yml").read_text()
     admin_port = re.findall(r"EVENLOAD_ADMIN_PORT=(\d+)", DOCKERFILE)
     replicas = re.findall(r"- names: \[(\S+)\]\n +type: A\n +port: (\d+)\n", config)
-    assert replicas == [("gateway", *admin_port), ("balancer", *admin_port)]
+    assert replicas == [("gateway", *admin_port), ("balancer", *admin_port), ("rabbitmq", "15692")]
     assert re.findall(r"- url: (\S+)", config) == ["http://gateway:8080/targets"]
     statics = re.findall(r"targets: \[(\S+)\]", config)
-    assert statics == ["localhost:9090", "rabbitmq:15692", "rabbitmq:15692"]
+    assert statics == ["localhost:9090"]
     assert {"gateway", "balancer", "rabbitmq", "prometheus"} <= set(COMPOSE_SERVICES)
 
 

@@ -43,8 +43,12 @@ class Project:
         command = ["docker-compose"] if self.engine.is_ours else ["docker", "compose"]
         # No .env of the checkout's: it works without, and a developer's must not matter.
         command += ["--project-name", self.name, "--project-directory", str(self.folder), "--env-file", "/dev/null"]
-        env = {name: str(port) for name, port in self.ports.items()}
-        return self.engine.run(*command, *named, *words, check=check, cwd=self.folder, env=env, **options)
+        return self.engine.run(*command, *named, *words, check=check, cwd=self.folder, env=self.variables, **options)
+
+    @property
+    def variables(self) -> dict[str, str]:
+        """Free ports, and a tag of its own, so that nobody's image is replaced."""
+        return {"IMAGE_TAG": self.name, **{name: str(port) for name, port in self.ports.items()}}
 
     def up(self, *words: str) -> None:
         """Start everything and wait until it is healthy; asserts with the last words of all services."""
@@ -53,6 +57,7 @@ class Project:
 
     def down(self) -> None:
         self.compose("down", "--volumes", "--remove-orphans", "--timeout", "20")
+        self.engine.run("docker", "image", "rm", f"evenload:{self.name}", check=False)
 
     def containers(self, service: str) -> list[str]:
         """Ids of a service's containers that run."""

@@ -1,35 +1,29 @@
 """A Docker engine for the compose check: the one that runs, or one of our own that leaves the machine as it was.
 
 Ours lives in mount and process namespaces of its own, so that its mounts and processes end with it, however it ends.
-What it changes outside of them, the host's network, is noted before and put back after.
+What it changes outside of them is read before and put back after (`harness.machine`).
 """
 
 import contextlib
-import fcntl
 import json
 import os
-import socket
-import struct
 import subprocess
 import sys
 import time
 import uuid
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from harness.docker_programs import CURES, find_programs
+from harness.machine import SHADOWED, Machine
 
 from services.errors import Misconfigured
 from services.local import leftovers
 
 READY_WITHIN_S = 60
 STOPPED_WITHIN_S = 60
-SHADOWED = ("/etc/docker", "/opt/containerd", "/run/docker")
-"""Folders that an engine writes to, whatever it is told; ours sees its own there."""
-FORWARDING = Path("/proc/sys/net/ipv4/ip_forward")
-BRIDGES = Path("/proc/sys/net/bridge")
-TABLES = {"filter": ("INPUT", "FORWARD", "OUTPUT"), "nat": ("PREROUTING", "INPUT", "OUTPUT", "POSTROUTING")}
+ANSWERS_WITHIN_S = 30
 CAP_SYS_ADMIN = 21
 
 
@@ -76,7 +70,7 @@ def can_start_one() -> bool:
 def running_engine(home: Path, images: Path) -> Iterator[Engine]:
     """An engine; one of ours keeps the rest in `home` and its images in `images`. Raises `NoEngine`."""
     running = Engine({}, is_ours=False)
-    if os.environ.get("EVENLOAD_OWN_ENGINE") != "1" and _answers(running):
+    if _answers(running, "docker", "version") and _answers(running, "docker", "compose", "version"):
         yield running
         return
     if not can_start_one():
@@ -94,19 +88,27 @@ def running_engine(home: Path, images: Path) -> Iterator[Engine]:
         archive=programs.archive,
         debootstrap=programs.debootstrap,
     )
-    before = Network.of_now(engine)
-    made = [Path(one) for one in SHADOWED if not Path(one).exists()]
-    for one in made:
-        one.mkdir()
+
+    def run(*command: str, **options: str) -> str:
+        return engine.run(*command, **options).stdout
+
+    before = Machine.of_now(run)
+    before.make_folders()
     try:
         with _daemon(engine, home, images):
+            _empty(engine)
             yield engine
     finally:
-        for one in made:
-            one.rmdir()
-        before.put_back(engine)
-        after = Network.of_now(engine)
-        assert after == before, f"the machine is not as it was:\n{before}\n{after}"
+        before.put_back(run)
+
+
+def _empty(engine: Engine) -> None:
+    """Remove what a check that was killed has left among the images that are kept."""
+    for kind, listed in (("container", ("ls", "--all", "--quiet")), ("volume", ("ls", "--quiet"))):
+        left = engine.run("docker", kind, *listed).stdout.split()
+        if left:
+            engine.run("docker", kind, "rm", "--force", *left)
+    engine.run("docker", "network", "prune", "--force")
 
 
 @contextlib.contextmanager
@@ -131,7 +133,7 @@ def _daemon(engine: Engine, home: Path, images: Path) -> Iterator[None]:
         )  # fmt: skip
     try:
         give_up_at = time.monotonic() + READY_WITHIN_S
-        while not _answers(engine):
+        while not _answers(engine, "docker", "version"):
             told = (home / "dockerd.log").read_text(errors="replace")[-2000:]
             if process.poll() is not None:
                 raise NoEngine(f"dockerd ends with {process.returncode}: {told}")
@@ -147,55 +149,8 @@ def _daemon(engine: Engine, home: Path, images: Path) -> Iterator[None]:
         guardian.wait(timeout=STOPPED_WITHIN_S)
 
 
-def _answers(engine: Engine) -> bool:
+def _answers(engine: Engine, *command: str) -> bool:
     try:
-        return engine.run("docker", "version", timeout_s=30, check=False).returncode == 0
-    except FileNotFoundError:
+        return engine.run(*command, timeout_s=ANSWERS_WITHIN_S, check=False).returncode == 0
+    except (FileNotFoundError, subprocess.TimeoutExpired):
         return False
-
-
-@dataclass(frozen=True)
-class Network:
-    """Of the host's network what an engine changes."""
-
-    forwarding: str
-    bridges: tuple[tuple[str, str], ...]
-    links: frozenset[str]
-    rules: tuple[str, ...]
-    saved: str = field(compare=False, repr=False)
-
-    @classmethod
-    def of_now(cls, engine: Engine) -> "Network":
-        """Read it; a table that is empty reads like one that is not there."""
-        saved = engine.run("iptables-save").stdout
-        rules = [line.rsplit(" [", 1)[0] for line in saved.splitlines() if line[0] in "*:-"]
-        empty = {f"*{one}" for one in ("filter", "nat", "mangle", "raw", "security")}
-        kept = [one for one in rules if one not in empty and not (one[0] == ":" and one.endswith(" ACCEPT"))]
-        return cls(
-            forwarding=FORWARDING.read_text().strip(),
-            bridges=tuple(sorted((one.name, one.read_text().strip()) for one in BRIDGES.glob("*"))),
-            links=frozenset(one.name for one in Path("/sys/class/net").iterdir()),
-            rules=tuple(kept),
-            saved=saved,
-        )
-
-    def put_back(self, engine: Engine) -> None:
-        """Make the host's network as it was when this was read."""
-        for link in {one.name for one in Path("/sys/class/net").iterdir()} - self.links:
-            _delete_bridge(link)
-        for table, chains in TABLES.items():
-            for change in (["-F"], ["-X"], *(["-P", chain, "ACCEPT"] for chain in chains)):
-                engine.run("iptables", "-w", "-t", table, *change)
-        if self.rules:
-            engine.run("iptables-restore", input=self.saved)
-        FORWARDING.write_text(self.forwarding)
-        for name, value in self.bridges:
-            (BRIDGES / name).write_text(value)
-
-
-def _delete_bridge(name: str) -> None:
-    """Take a bridge down and away by the kernel's own calls: a bare machine has no `ip`."""
-    down, delete = 0x8914, 0x89A1  # SIOCSIFFLAGS, SIOCBRDELBR
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as control:
-        fcntl.ioctl(control, down, struct.pack("16sh22x", name.encode(), 0))
-        fcntl.ioctl(control, delete, struct.pack("16s24x", name.encode()))
