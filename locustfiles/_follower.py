@@ -32,6 +32,10 @@ ENDS = (*GOOD_ENDS, "cancelled", "expired", "failed")
 log = logging.getLogger(__name__)
 
 
+class NotTold(OSError):
+    """An answer came, but not the one that was asked for."""
+
+
 @dataclass
 class _Open:
     """A request that has not ended, as far as was seen."""
@@ -46,6 +50,11 @@ class _Open:
     def __post_init__(self) -> None:
         self.ask_at = self.accepted_at + self.waits_s
 
+    def put_off(self) -> None:
+        """Ask again after twice as long."""
+        self.waits_s = min(2 * self.waits_s, ASKED_EVERY_S_MAX)
+        self.ask_at = time.monotonic() + self.waits_s
+
 
 class Gateway:
     """Reads JSON from the gateway, one answer at a time, on one connection, outside locust's statistics."""
@@ -56,7 +65,7 @@ class Gateway:
         self.waited_s = 0.0
 
     def read(self, path: str) -> dict:
-        """Raises `OSError` where no sound answer comes."""
+        """Raises `OSError` where no answer comes, `NotTold` where it is another than 200 with JSON."""
         started = time.monotonic()
         try:
             response = self._http.get(path)
@@ -67,11 +76,11 @@ class Gateway:
             self.answers += 1
             self.waited_s += time.monotonic() - started
         if response.status_code != 200:
-            raise OSError(f"{response.status_code} for {path}")
+            raise NotTold(f"{response.status_code} for {path}")
         try:
             return json.loads(body)
         except ValueError:
-            raise OSError(f"no JSON for {path}") from None
+            raise NotTold(f"no JSON for {path}") from None
 
     def substations(self) -> list[str]:
         return [item["substation"] for item in self.read("/substations")["items"]]
@@ -93,7 +102,9 @@ class Follower:
 
     One list a second tells which requests charge. One whose place in it has changed is asked for by its id, and one
     that still waits after 8 s, then after 16, 32 and each 64 s more. So who need not wait is asked for twice, which
-    costs a gateway less than to take it in, and the times are the ledger's own, however late they are read.
+    costs a gateway less than to take it in, and the times are the ledger's own, however late they are read. One that
+    cannot be read is put off in the same way, and holds up none of the others; a gateway that does not answer at all
+    ends the round, or it would cost a timeout for each.
 
     What is measured stands beside the HTTP requests, but not in their sum: its percentiles would mean nothing.
     """
@@ -162,8 +173,15 @@ class Follower:
     def _round(self) -> None:
         charging = self._gateway.charging() if self._open else set()
         for request in list(self._open.values()):
-            if (request.request_id in charging) != request.is_charging or time.monotonic() > request.ask_at:
-                self._ask(request)
+            is_listed = request.request_id in charging
+            if is_listed != request.is_charging or time.monotonic() > request.ask_at:
+                # Before it is asked: whatever comes of it, the next round begins with the others.
+                request.is_charging = is_listed
+                request.put_off()
+                try:
+                    self._ask(request)
+                except NotTold as error:
+                    log.debug("put off: %s", error)
             if self._is_enough():
                 return
 
@@ -186,8 +204,8 @@ class Follower:
             self._record(TO_END, elapsed_ms(history[-1]), fault)
             return
         request.is_charging = status == "charging"
-        request.waits_s = min(2 * request.waits_s, ASKED_EVERY_S_MAX)
-        request.ask_at = float("inf") if request.is_charging else time.monotonic() + request.waits_s
+        if request.is_charging:
+            request.ask_at = float("inf")
 
     def _record(self, name: str, elapsed_ms: float, fault: str | None = None) -> None:
         self._stats.get(name, E2E).log(round(elapsed_ms), 0)

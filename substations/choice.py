@@ -41,7 +41,11 @@ class Choice:
     substation: str
     standing: Standing
     heir_of: tuple[str, ...] = ()
-    """Substations whose holder has missed a beat, and that nobody has told yet that he waits for them."""
+    """Substations of which to be noted as heir: their holder has missed a beat.
+
+    Each process is noted once for each, also in another's place: who came first takes one first, and is heir of the
+    others no more, while who came later still waits for them.
+    """
 
 
 class Chooser:
@@ -54,6 +58,7 @@ class Chooser:
         self._watch = SilenceWatch(lease_s)
         self._first: dict[str, Lease] = {}
         self._last_s: float | None = None
+        self._noted: set[str] = set()
 
     def choose(self, leases: Sequence[Lease], replied_at_s: float) -> Choice:
         """Decide by what a read of all leases showed whose reply came at `replied_at_s`."""
@@ -71,9 +76,11 @@ class Chooser:
                 missing = [
                     other
                     for other, how in standings.items()
-                    if how is Standing.UNDECIDED and silent_s[other] >= self._missed_s and seen[other].heir is None
+                    if how is Standing.UNDECIDED and silent_s[other] >= self._missed_s
                 ]
-                return Choice(one, standing, tuple(missing))
+                to_note = [other for other in missing if seen[other].heir is None or other not in self._noted]
+                self._noted = set(missing)
+                return Choice(one, standing, tuple(to_note))
         number = next(number for number in count(1) if extra_id(number) not in standings)
         return Choice(extra_id(number), Standing.EXTRA)
 

@@ -44,8 +44,7 @@ class Search:
             choice = self._chooser.choose(list(leases.values()), monotonic_s())
             for one in leases.values():
                 if one.holder == self._holder and not one.is_released:
-                    log.info("substation_chosen", substation=one.substation, reason="the answer to its taking was lost")
-                    return one.substation
+                    return await self._taken(one.substation, "the answer to its taking was lost")
             if not choice.standing.is_free:
                 self._tell(choice)
                 if choice.heir_of:
@@ -53,9 +52,17 @@ class Search:
                 return None
             registration = self._registration(choice.substation)
             if await self._ledger.take([registration], leases, self._holder):
-                log.info("substation_chosen", substation=choice.substation, reason=choice.standing)
-                return choice.substation
+                return await self._taken(choice.substation, choice.standing)
             # Somebody was faster; the next look shows it, and what else there is.
+
+    async def _taken(self, substation: str, reason: str) -> str:
+        """Tell of it, and be heir of no other any more; where that fails, the others are only given up later."""
+        log.info("substation_chosen", substation=substation, reason=reason)
+        try:
+            await self._ledger.stop_waiting(self._holder)
+        except LedgerUnavailable as error:
+            log.warning("heir_left_noted", cause=str(error))
+        return substation
 
     def _tell(self, choice: Choice) -> None:
         if choice.substation != self._awaited:

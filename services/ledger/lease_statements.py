@@ -17,6 +17,12 @@ WHERE substation.id = r.id AND substation.holder IS NOT NULL AND substation.rele
   AND (substation.heir IS NULL OR substation.heir <> r.heir)
 RETURNING substation.id
 """
+STOP_WAITING = """
+UPDATE substation SET heir = NULL
+FROM {rows: heir} AS r
+WHERE substation.heir = r.heir
+RETURNING substation.id
+"""
 FOUND = """
 INSERT INTO substation (id, zone, rated_w, limit_w, connectors, bays, metrics_url, holder)
 SELECT r.id, r.zone, r.rated_w, r.limit_w, r.connectors, r.bays, r.metrics_url, r.holder

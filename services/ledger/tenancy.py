@@ -23,6 +23,9 @@ class Tenancy(Protocol):
     async def wait_for(self, substations: Sequence[str], heir: str) -> dict[str, Lease]:
         """The leases of those that ever had one; where another holds it, `heir` is noted as who waits for it."""
 
+    async def stop_waiting(self, heir: str) -> None:
+        """Take back whatever `wait_for` has noted of this heir: the sweep need not spare those for it any more."""
+
     async def take(
         self, registrations: Sequence[Registration], seen: Mapping[str, Lease], holder: str
     ) -> dict[str, int]:
@@ -46,6 +49,12 @@ def wait_for(transaction: Transaction, rows: list[Row]) -> list[Row]:
     """Note an heir; see `Tenancy.wait_for`."""
     transaction.execute(statements.WAIT_FOR, [[row["substation"], row["heir"]] for row in rows])
     return transaction.execute(statements.LEASES_OF, [[row["substation"]] for row in rows])
+
+
+def stop_waiting(transaction: Transaction, rows: list[Row]) -> list[Row]:
+    """Take back an heir's notes; see `Tenancy.stop_waiting`."""
+    transaction.execute(statements.STOP_WAITING, [[row["heir"]] for row in rows])
+    return []
 
 
 def take(transaction: Transaction, rows: list[Row]) -> list[Row]:
@@ -136,6 +145,7 @@ def _tell(transaction: Transaction, beats: Sequence[Beat]) -> None:
 
 
 WAIT_FOR = Operation("wait_for", "substation", wait_for)
+STOP_WAITING = Operation("stop_waiting", "heir", stop_waiting)
 TAKE = Operation("take", "id", take)
 BEAT = Operation("beat", "substation", beat)
 RELEASE = Operation("release", "substation", release)
@@ -155,6 +165,10 @@ class LedgerTenancy:
         """See `Tenancy.wait_for`."""
         rows: list[Row] = [{"substation": one, "heir": heir} for one in substations]
         return {row["substation"]: _lease(row) for row in await self._connection.write(WAIT_FOR, rows)}
+
+    async def stop_waiting(self, heir: str) -> None:
+        """See `Tenancy.stop_waiting`."""
+        await self._connection.write(STOP_WAITING, [{"heir": heir}])
 
     async def take(
         self, registrations: Sequence[Registration], seen: Mapping[str, Lease], holder: str

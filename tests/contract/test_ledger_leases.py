@@ -86,6 +86,19 @@ async def test_an_heir_is_noted_only_where_it_has_to_wait(ledger):
     assert [one for one, lease in leases.items() if lease.is_free] == ["north"]
 
 
+async def test_an_heir_that_stops_waiting_is_noted_nowhere_and_no_other_heir_is_touched(ledger):
+    await ledger.take(registration("east"), registration("west"))
+    for heir, wanted in ((OTHER, ["north", "east"]), ("a third #3", ["west"])):
+        await ledger.tenancy.wait_for(wanted, heir)
+    before = await ledger.tenancy.leases()
+
+    await ledger.tenancy.stop_waiting(OTHER)
+
+    after = await ledger.tenancy.leases()
+    assert {one.substation: one.heir for one in after if one.heir} == {"west": "a third #3"}
+    assert not any(one.has_moved_since(earlier) for one, earlier in zip(after, before, strict=True))
+
+
 async def test_a_grant_is_taken_with_the_claim_and_renewed_by_each_beat(ledger):
     await ledger.assigned("r", energy_requested_j=KWH_J)
     [claim] = (await ledger.charging.claim([Hint("r", 1)], "north", 1, 40, grant_s=60)).claimed

@@ -66,6 +66,8 @@ async def test_the_services_do_all_their_work_each_as_its_own_user(services, pat
     assert len(await dispatch.waiting([Hint(one, 0) for one in ids])) == 6
     assert len(await dispatch.waiting_first(10, 0, ["west"])) == 6
     assert len(await dispatch.registry()) == 1
+    await station.tenancy.wait_for(["north"], "somebody else")
+    await station.tenancy.stop_waiting("somebody else")
     assert await station.tenancy.leases() == await sweeping.leases()
     to_assign = [one for one in ids if one != "withdrawn"]
     assert len(await dispatch.assign([Assignment(one, 0, "north") for one in to_assign])) == 6

@@ -117,6 +117,80 @@ async def test_of_the_living_nobody_becomes_heir_and_of_the_dead_the_one_who_com
     assert (successor.taken, heirs) == ("east", {("east", "successor #1")})
 
 
+class Looks:
+    """Searches on one ledger that look when the test says so, by its clock; whoever held the grid's four is dead."""
+
+    def __init__(self, ledger, monkeypatch):
+        self.ledger = ledger
+        self._now_s = 1_000.0
+        self._searches = {}
+        self.taken = {}
+        monkeypatch.setattr("substations.search.monotonic_s", lambda: self._now_s)
+
+    def start(self, holder):
+        chooser = Chooser(load_grid("default"), lease_s=LEASE_S, heartbeat_s=BEAT_S)
+        self._searches[holder] = Search(self.ledger.tenancy, chooser, registration, holder)
+
+    async def until(self, is_so):
+        """Look until it is so of the heirs by substation; those heirs."""
+        for _ in range(200):
+            for holder, search in self._searches.items():
+                if holder not in self.taken and (taken := await search.look()) is not None:
+                    self.taken[holder] = taken
+            heirs = {one.substation: one.heir for one in await self.ledger.tenancy.leases() if one.heir}
+            if is_so(heirs):
+                return heirs
+            self._now_s += LOOK_S
+        raise AssertionError(heirs)
+
+
+@pytest.fixture
+async def looks(path, monkeypatch):
+    async with opened(path) as connection:
+        ledger = Ledger(connection)
+        await ledger.take(*(registration(one) for one in GRID))
+        yield Looks(ledger, monkeypatch)
+
+
+async def test_who_has_taken_one_is_heir_of_no_other(looks):
+    looks.start("first")
+    await looks.until(lambda heirs: heirs == dict.fromkeys(GRID, "first"))
+
+    assert await looks.until(lambda _: "first" in looks.taken) == {}
+
+
+async def test_what_others_wait_for_has_its_heir_also_when_the_first_has_taken_one(looks):
+    looks.start("first")
+    await looks.until(lambda heirs: heirs == dict.fromkeys(GRID, "first"))
+    looks.start("second")
+    await looks.until(lambda heirs: heirs == dict.fromkeys(GRID, "second"))
+
+    heirs = await looks.until(lambda _: "first" in looks.taken)
+
+    assert looks.taken == {"first": "north"}
+    assert heirs == dict.fromkeys(GRID[1:], "second")
+
+
+async def test_who_finds_its_taking_by_a_later_look_is_heir_of_no_other_either(looks):
+    looks.start("first")
+    await looks.until(lambda heirs: heirs == dict.fromkeys(GRID, "first"))
+    await looks.ledger.tenancy.take(
+        [registration("north")], {one.substation: one for one in await looks.ledger.tenancy.leases()}, "first"
+    )
+
+    assert await looks.until(lambda _: "first" in looks.taken) == {}
+
+
+async def test_one_is_kept_though_the_ledger_goes_away_after_its_taking(looks):
+    async def unavailable(_heir):
+        raise LedgerUnavailable("away")
+
+    looks.ledger.tenancy.stop_waiting = unavailable
+    looks.start("first")
+
+    assert await looks.until(lambda _: "first" in looks.taken) == dict.fromkeys(GRID[1:], "first")
+
+
 async def test_a_taking_whose_answer_was_lost_is_found_again(processes, path):
     async with opened(path) as connection:
         ledger = Ledger(connection)

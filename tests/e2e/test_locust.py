@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from harness.broker import fresh_vhost
+from harness.fake_gateway import NO_ANSWER, fake_gateway, load_table, problem, request
 from harness.stack import ROOT, started
 
 from services.local.stack import free_ports
@@ -106,6 +107,35 @@ def test_an_accepted_request_that_does_not_end_in_time_is_a_failure(stack):
     assert code == 1, said
     assert re.search(r"\d+ accepted requests did not end in time", said)
     assert re.search(rf"\d+ +E2E {TO_END}: was not seen to end in time", said)
+
+
+@pytest.mark.parametrize(
+    ("answer", "asked_most"),
+    [
+        ((404, problem(404, "there is no such request")), 1),
+        ((500, problem(500, "")), 1),
+        ((200, b"<html>"), 1),
+        (NO_ANSWER, 3),  # locust's client connects anew by itself
+    ],
+    ids=["not found", "broken", "no JSON", "connection lost"],
+)
+def test_a_request_that_cannot_be_read_holds_up_none_of_the_others(answer, asked_most):
+    unreadable, *others = ids = ["r-0", "r-1", "r-2"]
+    with fake_gateway() as gateway:
+        gateway.answers = {
+            ("GET", "/substations"): (200, load_table()),
+            ("POST", "/charge-requests"): [(202, {"request_id": one}) for one in ids],
+            ("GET", "/charge-requests"): (200, {"items": [{"request_id": one} for one in ids], "next_cursor": None}),
+            ("GET", f"/charge-requests/{unreadable}"): answer,
+            **{("GET", f"/charge-requests/{one}"): (200, request(one, "completed")) for one in others},
+        }
+        code, said = play("spike.py", "--vehicles", 60, "--spike-seconds", 2, "--end-within", 4, "--host", gateway.url)
+        asked = [path for _, path, *_ in gateway.asked]
+
+    assert code == 1, said
+    assert re.search(rf"\b1 +E2E {TO_END}: was not seen to end in time", said), said
+    assert "1 accepted requests did not end in time" in said
+    assert 1 <= asked.count(f"/charge-requests/{unreadable}") <= asked_most
 
 
 def test_a_run_in_which_nothing_was_recorded_has_failed(stack):

@@ -154,11 +154,27 @@ def test_it_waits_as_heir_for_all_that_missed_a_beat_and_for_nobody_alive():
     assert {one for at_s, one in heirs if at_s > 2 * BEAT_S} == {("north", "south")}
 
 
+def test_who_comes_later_is_noted_in_place_of_who_came_before():
+    world = World(*GRID, dies_at_s={"north": 0})
+    world.change("north", heir="who came before")
+
+    assert ("north",) in [world.look().heir_of for _ in range(20)]
+
+
+def test_who_was_noted_is_noted_again_where_nobody_is_any_more():
+    world = World(*GRID, dies_at_s={"north": 0})
+    while not world.look().heir_of:
+        pass
+    world.change("north", heir=None)
+
+    assert world.look().heir_of == ("north",)
+
+
 def test_an_heir_that_is_noted_is_not_noted_again():
     world = World(*GRID, dies_at_s={"north": 0})
     while not world.look().heir_of:
         pass
-    world.change("north", heir="another")
+    world.change("north", heir="another, who came later")
 
     choice = world.look()
 
