@@ -96,3 +96,5 @@ environment:
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r $(LOCK) || \
 		{ echo "installing $(LOCK) failed: see above; the Python package index must be reachable, or pip's cache filled" >&2; exit 2; }
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@# Every process starts sooner, also where Python is told to write no bytecode itself.
+	@$(BIN)/python -m compileall -q services gateway balancer substations
