@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from services.errors import Misconfigured
 
@@ -17,6 +18,7 @@ _LONGEST_STEP_S = 600
 _DEBIAN_KEYS = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 
 Say = Callable[[str], None]
+Found = TypeVar("Found")
 
 
 @dataclass(frozen=True)
@@ -55,13 +57,28 @@ def libraries(copy: Path) -> str:
     return ":".join(str(one) for one in sorted(copy.glob("usr/lib/*-linux-*")) + sorted(copy.glob("lib/*-linux-*")))
 
 
-def unpack(
+def obtain(
+    packages: PackageSet, copy: Path, locate: Callable[[Path], Found | None], say: Say, environment: Mapping[str, str]
+) -> Found:
+    """What `locate` finds in `copy`, into which a set is fetched and unpacked before where it finds nothing.
+
+    Children get `environment`. Raises `Misconfigured` with the cause and the cures where it cannot be had, or is not
+    where it is expected.
+    """
+    found = locate(copy)
+    if found is None:
+        _unpack(packages, copy, lambda: locate(copy) is not None, say, environment)
+        found = locate(copy)
+    if found is None:
+        raise Misconfigured(
+            f"the packages of this system hold no {packages.title} where it is expected: {packages.cures}"
+        )
+    return found
+
+
+def _unpack(
     packages: PackageSet, copy: Path, is_whole: Callable[[], bool], say: Say, environment: Mapping[str, str]
 ) -> None:
-    """Fetch and unpack a set into `copy`, unless that `is_whole`, by children with `environment`.
-
-    Raises `Misconfigured` with the cause and the cures.
-    """
     if not can_unpack():
         raise Misconfigured(f"there is no {packages.title} here, and no apt-get to unpack one with: {packages.cures}")
     cache = copy.parent

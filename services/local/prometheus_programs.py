@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from services.errors import Misconfigured
-from services.local.packages import PackageSet, Say, copy_dir, libraries, unpack
+from services.local.packages import PackageSet, Say, copy_dir, libraries, obtain
 
 AUTO = "auto"
 OFF = ("0", "off")
@@ -38,12 +38,7 @@ def find_prometheus(
     found = locate_prometheus(wish, cache)
     if found is not None:
         return found
-    copy = copy_dir(cache, "prometheus")
-    unpack(_PACKAGES, copy, lambda: _unpacked(copy) is not None, say, environment or {})
-    installation = _unpacked(copy)
-    if installation is None:
-        raise Misconfigured(f"the packages of this system hold no Prometheus where it is expected: {CURES}")
-    return installation
+    return obtain(_PACKAGES, copy_dir(cache, "prometheus"), _unpacked, say, environment or {})
 
 
 def locate_prometheus(wish: str, cache: Path) -> PrometheusInstallation | None:

@@ -6,8 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from services.errors import Misconfigured
-from services.local.packages import PackageSet, Say, copy_dir, libraries, unpack
+from services.local.packages import PackageSet, Say, copy_dir, libraries, obtain
 
 CURES = (
     "install RabbitMQ (Debian: apt install rabbitmq-server), or name a running broker in EVENLOAD_AMQP_URL, "
@@ -33,12 +32,7 @@ def find_rabbitmq(cache: Path, say: Say, environment: Mapping[str, str] | None =
     found = locate_rabbitmq(cache)
     if found is not None:
         return found
-    copy = copy_dir(cache, "rabbitmq")
-    unpack(_PACKAGES, copy, lambda: _unpacked(copy) is not None, say, environment or {})
-    installation = _unpacked(copy)
-    if installation is None:
-        raise Misconfigured(f"the packages of this system hold no RabbitMQ where it is expected: {CURES}")
-    return installation
+    return obtain(_PACKAGES, copy_dir(cache, "rabbitmq"), _unpacked, say, environment or {})
 
 
 def locate_rabbitmq(cache: Path) -> RabbitInstallation | None:

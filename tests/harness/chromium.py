@@ -9,8 +9,7 @@ from pathlib import Path
 
 from playwright.sync_api import BrowserContext, sync_playwright
 
-from services.errors import Misconfigured
-from services.local.packages import PackageSet, copy_dir, libraries, unpack
+from services.local.packages import PackageSet, copy_dir, libraries, obtain
 from services.local.stack import cache_dir
 from services.settings import LocalSettings
 
@@ -42,18 +41,16 @@ def find_chromium(*, unpacked: bool = False) -> Browser:
     installed = None if unpacked else next(filter(None, map(shutil.which, INSTALLED)), None)
     if installed is not None:
         return Browser(Path(installed))
-    copy = copy_dir(cache_dir(LocalSettings()), "chromium")
-    unpack(PACKAGES, copy, lambda: _is_whole(copy), print, {})
-    if not _is_whole(copy):
-        raise Misconfigured(f"the packages of this system hold no Chromium where it is expected: {CURES}")
+    return obtain(PACKAGES, copy_dir(cache_dir(LocalSettings()), "chromium"), _in_copy, print, {})
+
+
+def _in_copy(copy: Path) -> Browser | None:
+    if not ((copy / PROGRAM).exists() and (copy / FONTS_CONF).exists()):
+        return None
     # Some packages keep libraries in a folder of their own, whose place they know by its absolute path only.
     own = {str(library.parent) for library in copy.glob("usr/lib/*-linux-*/*/*.so*")}
     folders = [libraries(copy), *sorted(own)]
     return Browser(copy / PROGRAM, {"LD_LIBRARY_PATH": ":".join(folders), "FONTCONFIG_FILE": str(copy / FONTS_CONF)})
-
-
-def _is_whole(copy: Path) -> bool:
-    return (copy / PROGRAM).exists() and (copy / FONTS_CONF).exists()
 
 
 def _write_fonts_conf(root: Path, final: Path) -> None:

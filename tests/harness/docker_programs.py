@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from services.errors import Misconfigured
-from services.local.packages import PackageSet, copy_dir, libraries, system_archive, unpack
+from services.local.packages import PackageSet, copy_dir, libraries, obtain, system_archive
 from services.local.stack import cache_dir
 from services.settings import LocalSettings
 
@@ -89,11 +89,10 @@ def find_programs(scratch: Path) -> Programs:
 
 
 def _unpacked(name: str, packages: PackageSet, program: str) -> Path:
-    copy = copy_dir(cache_dir(LocalSettings()), name)
-    unpack(packages, copy, (copy / program).exists, print, {})
-    if not (copy / program).exists():
-        raise Misconfigured(f"the packages of this system hold no {packages.title} where it is expected: {CURES}")
-    return copy
+    def whole(copy: Path) -> Path | None:
+        return copy if (copy / program).exists() else None
+
+    return obtain(packages, copy_dir(cache_dir(LocalSettings()), name), whole, print, {})
 
 
 def _path() -> str:

@@ -15,9 +15,8 @@ from pathlib import Path
 
 import psycopg
 
-from services.errors import Misconfigured
 from services.local import leftovers
-from services.local.packages import PackageSet, copy_dir, libraries, unpack
+from services.local.packages import PackageSet, copy_dir, libraries, obtain
 from services.local.stack import cache_dir, free_ports
 from services.settings import LocalSettings
 
@@ -70,11 +69,7 @@ def find_postgres(*, unpacked: bool = False) -> Programs:
     if installed is not None:
         return Programs(installed)
     copy = copy_dir(cache_dir(LocalSettings()), "postgresql")
-    unpack(PACKAGES, copy, lambda: _newest(copy) is not None, print, {})
-    folder = _newest(copy)
-    if folder is None:
-        raise Misconfigured(f"the packages of this system hold no PostgreSQL where it is expected: {CURES}")
-    return Programs(folder, {"LD_LIBRARY_PATH": libraries(copy)})
+    return Programs(obtain(PACKAGES, copy, _newest, print, {}), {"LD_LIBRARY_PATH": libraries(copy)})
 
 
 def _newest(root: Path) -> Path | None:

@@ -14,7 +14,7 @@ from harness.postgres import PACKAGES, find_postgres, fresh_database, running_po
 
 from services.errors import Misconfigured
 from services.local import packages
-from services.local.packages import unpack
+from services.local.packages import obtain
 
 GONE_WITHIN_S = 60
 
@@ -40,7 +40,7 @@ def test_where_nothing_can_be_unpacked_the_cures_are_told(tmp_path, monkeypatch)
     monkeypatch.setattr(packages, "can_unpack", lambda: False)
 
     with pytest.raises(Misconfigured, match=r"there is no PostgreSQL here, .*: install PostgreSQL \(Debian: apt"):
-        unpack(PACKAGES, tmp_path / "copy", lambda: False, print, {})
+        obtain(PACKAGES, tmp_path / "copy", lambda _copy: None, print, {})
 
 
 SERVES = """
