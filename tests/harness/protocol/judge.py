@@ -108,7 +108,7 @@ class Judge:
         charging = self._ledger.rows("SELECT id, substation FROM request WHERE status = 'charging'")
         return leases, dict(charging)
 
-    def after_commit(self, operation, before):
+    def after_commit(self, operation, before, _answer):
         lost = self._lost(operation, *before) if before else set()
         rows = self._ledger.rows(
             "SELECT t.number, t.request_id, t.at_ms, t.status, t.substation, t.attempt, t.epoch, t.reason, "

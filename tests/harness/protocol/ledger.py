@@ -3,69 +3,35 @@
 Each call is sent, applied and answered at three times, and each of these may be late or never be.
 """
 
-import sqlite3
-from dataclasses import replace
+from harness.memory_ledger import START_MS, MemoryDatabase
 
 from services.errors import LedgerUnavailable
-from services.ledger import schema
-from services.ledger.sqlite import DIALECT, SqliteTransaction
 
 GIVES_UP_AFTER_S = (5.0, 10.0)
 """The committer's deadline: for what has not begun, and for what has."""
 
 
-class ModelLedger:
-    """One database; its clock serves deadlines and may step."""
+class ModelLedger(MemoryDatabase):
+    """One database; its clock serves deadlines and may step, and a broken variant rewrites statements."""
 
     def __init__(self, timeline, rewritten):
+        super().__init__(self.now_ms, rewritten)
         self._timeline = timeline
-        self._rewritten = rewritten
         self.clock_steps_ms = 0
         self.is_out = False
         self.notes = {}
         """What a broken variant writes beside the rows."""
         self.judge = None
         """Sees every commit, before and after."""
-        self.database = sqlite3.connect(":memory:", isolation_level=None)
-        self.database.create_function("model_now_ms", 0, self.now_ms)
-        for statement in schema.SQLITE:
-            self.database.execute(statement)
 
     def now_ms(self):
-        return 1_800_000_000_000 + self.clock_steps_ms + round(self._timeline.now_s * 1000)
-
-    def transaction(self):
-        return _Transaction(self.database, self._rewritten)
+        return START_MS + self.clock_steps_ms + round(self._timeline.now_s * 1000)
 
     def commit(self, operation, rows):
         before = self.judge.before_commit(operation)
-        self.database.execute("BEGIN")
-        try:
-            answer = operation.apply(self.transaction(), rows)
-        except BaseException:
-            self.database.execute("ROLLBACK")
-            raise
-        self.database.execute("COMMIT")
-        self.judge.after_commit(operation, before)
+        answer = super().commit(operation, rows)
+        self.judge.after_commit(operation, before, answer)
         return answer
-
-    def rows(self, statement, *parameters):
-        """Ask past the network: what only the judge may do."""
-        return self.database.execute(statement, parameters).fetchall()
-
-
-class _Transaction(SqliteTransaction):
-    """The driver's own transaction on the model's clock; a broken variant rewrites statements."""
-
-    def __init__(self, database, rewritten):
-        super().__init__(database, _DIALECT)
-        self._rewritten = rewritten
-
-    def execute(self, statement, rows=(), **parameters):
-        return super().execute(self._rewritten.get(statement, statement), rows, **parameters)
-
-
-_DIALECT = replace(DIALECT, now_ms="model_now_ms()")
 
 
 class Network:
