@@ -5,19 +5,24 @@ true time of both. A reading of a process's clock is dated by that clock's own r
 """
 
 import collections
+import math
 from dataclasses import dataclass, field
 from functools import partial
 
 from harness.protocol.processes import GRANT_S, POWER_W
 
 from services.ledger import statements
+from services.ledger.intake import WITHDRAW
 from services.ledger.states import TERMINAL, Reason, Status, Transition, faults
 from services.ledger.sweeping import AUDIT_NEWEST_TRANSITIONS
+from services.ledger.tenancy import BEAT
 
 ROUNDING_S = 1e-6
 GRANT_J = GRANT_S * POWER_W
 LOSSES = ("take", "lose", "lose_orphans")
 SENT_BACK = (Reason.SUBSTATION_LOST, Reason.UNCLAIMED, Reason.DECLINED)
+BEATS_TO_STOP = 2
+"""A process begins a beat when the one before was answered, or so long unanswered that its lease is over."""
 
 
 class Violation(AssertionError):
@@ -55,6 +60,8 @@ class Judge:
         self._by_substation = collections.defaultdict(_Charged)
         self._starts = set()
         self._claimed_at_s = {}
+        self._beats_after_stop = {}
+        self._must_stand_since_s = {}
         self.histories = collections.defaultdict(list)
         self._last_transition = 0
         self._breaches_since_s = {}
@@ -87,6 +94,8 @@ class Judge:
                 other = self._by_substation[substation.id].add(who, from_s, to_s)
                 if other is not None:
                     self._broken("2, two tenures charge at once", f"{who} and {other}")
+                if from_s > self._must_stand_since_s.get((substation.id, *key), math.inf) + ROUNDING_S:
+                    self._broken("7, a stop is not heard within two beats", f"{request_id} by {who}")
             case "stop":
                 self._world.note(process.name, "STOP", request_id, attempt, epoch)
 
@@ -108,8 +117,12 @@ class Judge:
         charging = self._ledger.rows("SELECT id, substation FROM request WHERE status = 'charging'")
         return leases, dict(charging)
 
-    def after_commit(self, operation, before, _answer):
+    def after_commit(self, operation, before, answer):
         lost = self._lost(operation, *before) if before else set()
+        if operation is WITHDRAW:
+            self._note_stops()
+        elif operation is BEAT:
+            self._count_beats({(one["substation"], one["epoch"]) for one in answer})
         rows = self._ledger.rows(
             "SELECT t.number, t.request_id, t.at_ms, t.status, t.substation, t.attempt, t.epoch, t.reason, "
             "q.wait_until_ms, q.departs_at_ms, q.wait_max_ms "
@@ -127,6 +140,19 @@ class Judge:
             is_loss = operation.name in LOSSES or reason == Reason.UNCLAIMED
             if status == Status.ACCEPTED and is_loss and reason in SENT_BACK:
                 self._must_wait_anew(request_id, *waits)
+
+    def _note_stops(self):
+        asked = "SELECT substation, id, attempt, epoch FROM request WHERE status = 'charging' AND stop_asked = 1"
+        for session in self._ledger.rows(asked):
+            self._beats_after_stop.setdefault(session, 0)
+
+    def _count_beats(self, renewed):
+        """The first beat after a stop tells the process of it, the second would not be there if that had been lost."""
+        for session in self._beats_after_stop:
+            if (session[0], session[-1]) in renewed:
+                self._beats_after_stop[session] += 1
+                if self._beats_after_stop[session] == BEATS_TO_STOP:
+                    self._must_stand_since_s[session] = self._world.timeline.now_s
 
     def _lost(self, operation, leases, charging):
         """The requests that charged under a lease which is over now; its holder must be behind its fence."""

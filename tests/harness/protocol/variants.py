@@ -38,7 +38,7 @@ async def _beat_with_a_wall_clock(host):
     process = asyncio.get_running_loop().process
     sent_at_s = process.clock.wall_s()
     await _beat(host)
-    for one, worker in host._workers.items():
+    for one, worker in process.workers.items():
         if worker.substation.is_held:
             process.connection.ledger.notes[one] = sent_at_s
 
@@ -113,8 +113,10 @@ def _forget(one, ended, _now_s, *, counts):
 START_WITHOUT_HISTORY = Variant("start without history", patches=((Substation, "finish", _forget),))
 NO_ADOPTION = Variant("no adoption", patches=((Substation, "adopt", lambda *_: 0),))
 NO_UNCLAIMED_RULE = Variant(
-    "no unclaimed rule", patches=((sweeper.Sweeper, "_take_back_unclaimed", lambda _: asyncio.sleep(0)),)
+    "no unclaimed rule",
+    rewritten=rewritten(lease_statements.UNCLAIMED, ("WHERE q.status = 'assigned'", "WHERE false")),
 )
+STOPS_ARE_NOT_HEARD = Variant("stops are not heard", patches=((Substation, "stop", lambda *_: 0),))
 
 # --- grants -------------------------------------------------------------------------------------------------------
 
@@ -183,6 +185,7 @@ BROKEN = {
     START_WITHOUT_HISTORY: ANY_WEATHER,
     NO_ADOPTION: ANY_WEATHER,
     NO_UNCLAIMED_RULE: ANY_WEATHER,
+    STOPS_ARE_NOT_HEARD: ANY_WEATHER,
     NO_GRANT: replace(CUT_OFF, reaches=(1.0,)),
     GRANTS_ADD_UP: ANY_WEATHER,
     NOTHING_IS_FORFEITED: ANY_WEATHER,
