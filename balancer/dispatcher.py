@@ -65,21 +65,24 @@ class Dispatcher:
             self._watcher.look_again.set()
         self._waiting_zones |= await self._dispatch(go_on)
 
-    async def serve_waiting_room(self) -> None:
-        """After each refresh dispatch who waits, in the room's order, until cancelled."""
+    async def serve_waiting_room_for_ever(self) -> None:
+        """Serve the room after each refresh, and when somebody came to wait, until cancelled."""
         while True:
             await self._watcher.look_again.wait()
             self._watcher.look_again.clear()
-            deferred_before = self._deferred
             try:
-                waiting_zones = await self._serve_once(0 if self._waiting_zones else MESSAGE_GRACE_MS)
+                await self.serve_waiting_room()
             except LedgerUnavailable as error:
                 log.warning("waiting_room_paused", cause=str(error))
-            else:
-                # Who was deferred meanwhile may have come after the ledger was read.
-                self._waiting_zones = waiting_zones | ({None} if self._deferred != deferred_before else set())
 
-    async def _serve_once(self, older_than_ms: int) -> set[str | None]:
+    async def serve_waiting_room(self) -> None:
+        """Dispatch who waits, in the room's order; raises `LedgerUnavailable`."""
+        deferred_before = self._deferred
+        waiting_zones = await self._dispatch_room(0 if self._waiting_zones else MESSAGE_GRACE_MS)
+        # Who was deferred meanwhile may have come after the ledger was read.
+        self._waiting_zones = waiting_zones | ({None} if self._deferred != deferred_before else set())
+
+    async def _dispatch_room(self, older_than_ms: int) -> set[str | None]:
         """Dispatch the room from its head, past the zones that are full; returns the zones in which some wait on."""
         full: set[str | None] = set()
         while None not in full:

@@ -55,7 +55,7 @@ async def serve(life: Life, settings: BalancerSettings) -> None:
                 watcher.publish_for_ever(
                     partial(publish_event, backends.publisher, LOAD_TABLE, life.instance), TABLE_EVERY_S
                 ),
-                dispatcher.serve_waiting_room(),
+                dispatcher.serve_waiting_room_for_ever(),
                 sweeper.sweep_for_ever(),
                 sweeper.forget_for_ever(round(settings.retention_days * DAY_MS)),
                 sweeper.audit_for_ever(),

@@ -74,16 +74,20 @@ class Host:
                 await self.beat()
             except LedgerUnavailable as error:
                 log.warning("heartbeat_missed", cause=str(error))
-            pause_s = look_every_s(self._heartbeat_s) if self._is_hurried() else self._heartbeat_s
-            await asyncio.sleep(max(0.0, began_at + pause_s - loop.time()))
+            await asyncio.sleep(max(0.0, began_at + self.pause_s - loop.time()))
 
     def _wanted(self) -> list[str]:
         return [one for one, worker in self._workers.items() if not worker.substation.is_held]
 
-    def _is_hurried(self) -> bool:
-        """Whether a lease is awaited, or orders were heard whose application has not been told yet."""
+    @property
+    def pause_s(self) -> float:
+        """Wall time from one beat to the next.
+
+        Shorter while a lease is awaited, or orders were heard whose application has not been told yet.
+        """
         hosted = [worker.substation for worker in self._workers.values()]
-        return any(not one.is_held or one.orders != self._told_applied.get(one.id) for one in hosted)
+        is_hurried = any(not one.is_held or one.orders != self._told_applied.get(one.id) for one in hosted)
+        return look_every_s(self._heartbeat_s) if is_hurried else self._heartbeat_s
 
     async def take(self) -> None:
         """Take the leases that are free, or have been silent for long enough; raises as `beat_for_ever`."""

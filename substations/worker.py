@@ -124,16 +124,20 @@ class Worker:
         loop = asyncio.get_running_loop()
         next_at = loop.time()
         while True:
-            endings = [one for one in self.substation.tick(monotonic_s()) if one.request_id not in self._being_written]
-            if self._tick_log is not None and self.substation.is_held:
-                self._tick_log.write(self.substation)
-            if self._witness is not None:
-                self._witness.write(self.substation)
-            if endings:
-                self._being_written.update(one.request_id for one in endings)
-                self._start(self._end(endings))
+            self.tick(monotonic_s())
             next_at = max(next_at + tick_s, loop.time() - tick_s)
             await asyncio.sleep(max(0.0, next_at - loop.time()))
+
+    def tick(self, now_s: float) -> None:
+        """Step the simulation once; what has ended is written to the ledger beside it, and `settle` waits for that."""
+        endings = [one for one in self.substation.tick(now_s) if one.request_id not in self._being_written]
+        if self._tick_log is not None and self.substation.is_held:
+            self._tick_log.write(self.substation)
+        if self._witness is not None:
+            self._witness.write(self.substation)
+        if endings:
+            self._being_written.update(one.request_id for one in endings)
+            self._start(self._end(endings))
 
     def leave(self) -> None:
         """Take in nobody more: the process is leaving."""

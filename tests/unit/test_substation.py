@@ -315,6 +315,20 @@ def test_a_stopped_session_ends_at_the_next_tick_with_the_energy_it_got():
     assert one.ends_by_reason == {Reason.ENERGY_LIMIT_REACHED: 0, Reason.REMOTE: 1}
 
 
+def test_a_stop_that_a_beats_answer_tells_of_ends_the_session_at_the_next_tick():
+    one = substation()
+    one.start(claimed("stopped", energy_j=36_000_000), one.ticked_at_s)
+    one.start(claimed("goes on", number=2, energy_j=36_000_000), one.ticked_at_s)
+    one.tick(1.0)
+    told = one.beat("me")
+    charging = (replace(claimed("stopped"), stop_asked=True), claimed("goes on", number=2))
+
+    assert one.hear(Heartbeat("north", 3, (), (), charging, ORDERS), told, 1.0) == (0, 1)
+    [ending] = one.tick(2.0)
+
+    assert (ending.request_id, ending.status, ending.reason) == ("stopped", Status.STOPPED, Reason.REMOTE)
+
+
 def test_a_stop_of_another_attempt_and_one_after_the_last_joule_change_nothing():
     one = substation()
     one.start(claimed("r", energy_j=1), one.ticked_at_s)

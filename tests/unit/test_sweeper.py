@@ -1,130 +1,164 @@
+"""The sweep on a real ledger in memory; the test moves the balancer's clock."""
+
 import asyncio
 
 import pytest
+from harness.ledger import LET_THE_WAIT_PASS, registration
 from prometheus_client import CollectorRegistry
 
 from balancer.metrics import BalancerMetrics
 from balancer.sweeper import UNCLAIMED_AFTER_S, Patience, Sweeper
 from services.errors import LedgerUnavailable
-from services.ledger.leases import Lease
-from services.ledger.records import Breach, Swept
+from services.ledger.records import Assignment
 from services.ledger.states import Reason, Status
 from services.messages import Hint
 
-HELD = Lease("north", 3, 40, "somebody #1", is_released=False)
+LEASE_S = 5.0
+SWEEP_S = 0.5
 
 
-class Ledger:
-    def __init__(self):
-        self.shown = [HELD]
-        self.lost = []
-        self.unnamed = []
-        self.taken_back = []
+class Balancer:
+    """A balancer's sweep, its clock and what it counts."""
 
-    async def leases(self):
-        return self.shown
+    def __init__(self, ledger, monkeypatch):
+        self.now_s = 100.0
+        self.look_again = asyncio.Event()
+        self._registry = CollectorRegistry()
+        self.sweeper = Sweeper(ledger.sweeping, BalancerMetrics(self._registry), self.look_again, LEASE_S)
+        monkeypatch.setattr("balancer.sweeper.monotonic_s", lambda: self.now_s)
 
-    async def lose(self, leases):
-        self.lost += leases
-        return [
-            Swept("a", Status.ACCEPTED, Reason.SUBSTATION_LOST),
-            Swept("b", Status.COMPLETED, Reason.ENERGY_LIMIT_REACHED),
-        ]
+    async def sweep_for(self, seconds):
+        for _ in range(round(seconds / SWEEP_S)):
+            await self.sweeper.sweep()
+            self.now_s += SWEEP_S
 
-    async def lose_orphans(self):
-        return []
-
-    async def unclaimed(self):
-        return self.unnamed
-
-    async def take_back(self, hints):
-        self.taken_back += hints
-        return {hint.request_id for hint in hints}
-
-    async def expire(self):
-        return []
+    def counted(self, name, **labels):
+        return self._registry.get_sample_value(f"evenload_balancer_{name}", labels)
 
 
 @pytest.fixture
-def ledger():
-    return Ledger()
+def balancer(ledger, monkeypatch):
+    return Balancer(ledger, monkeypatch)
 
 
-@pytest.fixture
-def registry():
-    return CollectorRegistry()
+async def is_given_up(ledger):
+    [lease] = await ledger.sweeping.leases()
+    return lease.holder is None
 
 
-@pytest.fixture
-def sweeper(ledger, registry, monkeypatch):
-    one = Sweeper(ledger, BalancerMetrics(registry), asyncio.Event(), 5.0)
-    one.now_s = 100.0
-    monkeypatch.setattr("balancer.sweeper.monotonic_s", lambda: one.now_s)
-    return one
+async def test_a_silent_substation_is_given_up_after_lease_and_margin_and_its_rows_are_counted(ledger, balancer):
+    await ledger.take(registration())
+    await ledger.claimed("a", "b")
+    ledger.execute("UPDATE request SET energy_granted_j = energy_requested_j WHERE id = 'b'")
+    await balancer.sweep_for(6.0)
+    assert not await is_given_up(ledger)
+
+    await balancer.sweeper.sweep()
+
+    assert await is_given_up(ledger)
+    assert [await ledger.status(name) for name in "ab"] == [Status.ACCEPTED, Status.COMPLETED]
+    assert balancer.look_again.is_set()
+    assert balancer.counted("swept_total", kind="substation_lost") == 1
+    assert balancer.counted("swept_total", kind="completed") == 1
+    assert balancer.counted("reassignments_total", reason="substation_lost") == 1
 
 
-async def sweep_for(sweeper, seconds):
-    for _ in range(round(seconds / 0.5)):
-        await sweeper.sweep()
-        sweeper.now_s += 0.5
+async def test_a_balancer_that_was_frozen_gives_nobody_up_at_its_first_look(ledger, balancer):
+    await ledger.take(registration())
+    await balancer.sweeper.sweep()
+    balancer.now_s += 40
+
+    await balancer.sweeper.sweep()
+
+    assert not await is_given_up(ledger)
 
 
-async def test_a_silent_substation_is_given_up_after_lease_and_margin_and_its_rows_are_counted(
-    sweeper, ledger, registry
-):
-    await sweep_for(sweeper, 6.0)
-    assert ledger.lost == []
-
-    await sweeper.sweep()
-
-    assert ledger.lost == [HELD]
-    assert sweeper._look_again.is_set()
-    assert registry.get_sample_value("evenload_balancer_swept_total", {"kind": "substation_lost"}) == 1
-    assert registry.get_sample_value("evenload_balancer_swept_total", {"kind": "completed"}) == 1
-    assert registry.get_sample_value("evenload_balancer_reassignments_total", {"reason": "substation_lost"}) == 1
-
-
-async def test_a_balancer_that_was_frozen_gives_nobody_up_at_its_first_look(sweeper, ledger):
-    await sweeper.sweep()
-    sweeper.now_s += 40
-
-    await sweeper.sweep()
-
-    assert ledger.lost == []
-
-
-async def test_silence_counts_from_the_answer_of_the_first_read_however_slow_it_was(sweeper, ledger):
+async def test_silence_counts_from_the_answer_of_the_first_read_however_slow_it_was(ledger, balancer):
     """The lease may have been renewed just before the ledger read it."""
-    latencies_s = iter([2.0, 0.0, 0.0, 0.0, 0.0])
+    await ledger.take(registration())
+    leases = ledger.hold("read")
+    sweep = asyncio.create_task(balancer.sweeper.sweep())
+    await leases.ready()
+    balancer.now_s += 2.0
+    leases.let_go()
+    await sweep
+    for pause_s in (2.0, 2.0, 1.9):
+        balancer.now_s += pause_s
+        await balancer.sweeper.sweep()
+    assert not await is_given_up(ledger)
 
-    async def read():
-        sweeper.now_s += next(latencies_s)
-        return [HELD]
-
-    ledger.leases = read
-    await sweeper.sweep()
-    for _ in range(2):
-        sweeper.now_s += 2.0
-        await sweeper.sweep()
-    sweeper.now_s += 1.9
-    await sweeper.sweep()
-    assert ledger.lost == []
-
-    sweeper.now_s += 0.1
-    await sweeper.sweep()
-    assert ledger.lost == [HELD]
+    balancer.now_s += 0.1
+    await balancer.sweeper.sweep()
+    assert await is_given_up(ledger)
 
 
-async def test_an_assignment_that_no_beat_names_is_taken_back_in_time_and_a_new_one_waits_anew(sweeper, ledger):
-    ledger.shown = []
-    ledger.unnamed = [Hint("a", 1)]
-    await sweep_for(sweeper, UNCLAIMED_AFTER_S)
-    assert ledger.taken_back == []
-    ledger.unnamed = [Hint("a", 1), Hint("a", 2)]
+async def test_an_assignment_that_no_beat_names_is_taken_back_in_time(ledger, balancer):
+    await ledger.assigned("a")
+    await balancer.sweep_for(UNCLAIMED_AFTER_S)
+    assert await ledger.status("a") is Status.ASSIGNED
+    assert not balancer.look_again.is_set()
 
-    await sweeper.sweep()
+    await balancer.sweeper.sweep()
 
-    assert ledger.taken_back == [Hint("a", 1)]
+    last = (await ledger.history("a"))[-1]
+    assert (last.status, last.reason) == (Status.ACCEPTED, Reason.UNCLAIMED)
+    assert balancer.look_again.is_set()
+    assert balancer.counted("swept_total", kind="unclaimed") == 1
+    assert balancer.counted("reassignments_total", reason="unclaimed") == 1
+
+
+async def test_a_fresh_assignment_does_not_pay_for_the_time_of_the_one_before(ledger, balancer):
+    await ledger.assigned("a")
+    await balancer.sweep_for(UNCLAIMED_AFTER_S)
+    await ledger.dispatch.give_back([Hint("a", 1)], "north", Reason.UNROUTABLE)
+    assert await ledger.dispatch.assign([Assignment("a", 1, "north")]) == {"a"}
+
+    await balancer.sweep_for(UNCLAIMED_AFTER_S)
+    assert await ledger.status("a") is Status.ASSIGNED
+
+    await balancer.sweeper.sweep()
+    assert await ledger.status("a") is Status.ACCEPTED
+
+
+async def test_who_is_assigned_anew_while_the_sweep_takes_back_stays_where_it_is(ledger, balancer):
+    await ledger.assigned("a")
+    await balancer.sweep_for(UNCLAIMED_AFTER_S)
+    leases, unclaimed = ledger.hold("read"), ledger.hold("read")
+    leases.let_go()
+    sweep = asyncio.create_task(balancer.sweeper.sweep())
+    await unclaimed.ready()
+    await ledger.dispatch.give_back([Hint("a", 1)], "north", Reason.UNROUTABLE)
+    assert await ledger.dispatch.assign([Assignment("a", 1, "north")]) == {"a"}
+
+    unclaimed.let_go()
+    await sweep
+
+    assert ledger.calls.count("take_back") == 1
+    assert await ledger.status("a") is Status.ASSIGNED
+
+
+async def test_a_breach_is_counted_once_and_one_that_may_pass_only_after_its_time(ledger, balancer):
+    await ledger.take(registration())
+    await ledger.claimed("overdrawn")
+    await ledger.accepted("overdue")
+    ledger.execute("UPDATE request SET energy_granted_j = energy_requested_j + 1 WHERE id = 'overdrawn'")
+    ledger.execute(LET_THE_WAIT_PASS, ["overdue"])
+
+    for seconds in range(0, 60, 5):
+        await balancer.sweeper.audit()
+        balancer.now_s += 5
+        assert balancer.counted("conservation_breaches_total") == (1 if seconds < 30 else 2)
+
+
+async def test_a_step_that_fails_holds_up_none_of_the_others(ledger, balancer):
+    await ledger.assigned("a")
+    ledger.refused = {"lose_orphans"}
+    for _ in range(21):
+        with pytest.raises(LedgerUnavailable):
+            await balancer.sweeper.sweep()
+        balancer.now_s += SWEEP_S
+
+    assert await ledger.status("a") is Status.ACCEPTED
 
 
 def test_patience_begins_anew_where_something_was_not_named():
@@ -134,35 +168,6 @@ def test_patience_begins_anew_where_something_was_not_named():
     assert patience.standing(["a", "b"], 3.0) == [("a", 2.0), ("b", 0.0)]
     assert patience.standing(["b"], 4.0) == [("b", 1.0)]
     assert patience.standing(["a"], 5.0) == [("a", 0.0)]
-
-
-async def test_a_breach_is_counted_once_and_one_that_may_pass_only_after_its_time(sweeper, ledger, registry):
-    at_once, later = Breach("ended twice", "a", 0), Breach("waiting past its time", "b", 30)
-
-    async def audit():
-        return [at_once, later]
-
-    ledger.audit = audit
-    for seconds in range(0, 60, 5):
-        counted = 1 if seconds < 30 else 2
-        await sweeper.audit()
-        sweeper.now_s += 5
-        assert registry.get_sample_value("evenload_balancer_conservation_breaches_total") == counted
-
-
-async def test_a_step_that_fails_holds_up_none_of_the_others(sweeper, ledger):
-    ledger.unnamed = [Hint("a", 1)]
-
-    async def fail():
-        raise LedgerUnavailable("away")
-
-    ledger.lose_orphans = fail
-    for _ in range(21):
-        with pytest.raises(LedgerUnavailable):
-            await sweeper.sweep()
-        sweeper.now_s += 0.5
-
-    assert ledger.taken_back == [Hint("a", 1)]
 
 
 def test_patience_begins_anew_after_a_time_without_a_look():

@@ -1,35 +1,18 @@
+"""Expected waits from a real ledger in memory: one connector that frees after ten seconds, and whoever waits for it."""
+
 import asyncio
+
+import pytest
+from harness.ledger import ending, registration
 
 from gateway import waits
 from gateway.forecast import ENDS_NEEDED
 from gateway.load_view import LoadView
 from gateway.waits import WaitForecast
-from services.errors import LedgerUnavailable
-from services.ledger.records import Outlook, PastSession, Place, Queued
 
-
-class Ledger:
-    """One connector that frees after ten seconds, and whoever waits for it."""
-
-    def __init__(self, *waiting):
-        self.waiting = waiting
-        self.asked = 0
-        self.away = False
-        self.remembers_one_that_is_gone = False
-
-    async def outlook(self, *, waiting_most, ends_most, ends_within_ms):
-        self.asked += 1
-        if self.away:
-            raise LedgerUnavailable("away")
-        return Outlook(
-            (Place("gone", None, 5), Place("north", None, 1))
-            if self.remembers_one_that_is_gone
-            else (Place("north", None, 1),),
-            (Queued("x", "north", None, 10_000, 1_000, 0, None),),
-            (),
-            tuple(Queued(one, None, None, 10_000, 1_000, 10**9, None) for one in self.waiting),
-            (PastSession(10_000, 1_000, 10_000),) * ENDS_NEEDED,
-        )
+TAKES_MS = 10_000
+LIKE_ALL = {"energy_requested_j": 10_000, "power_max_w": 1_000}
+"""Each session lasts for ten seconds."""
 
 
 class Clock:
@@ -38,44 +21,58 @@ class Clock:
         monkeypatch.setattr(waits, "monotonic_s", lambda: self.now_s)
 
 
-async def test_one_projection_serves_everybody_for_a_second(monkeypatch):
-    clock = Clock(monkeypatch)
-    ledger = Ledger("a", "b")
-    forecast = WaitForecast(ledger, LoadView())
+@pytest.fixture
+def clock(monkeypatch):
+    return Clock(monkeypatch)
+
+
+@pytest.fixture
+async def busy(ledger):
+    """A ledger with so many sessions in the past that one knows how long they take, and one that has just begun."""
+    await ledger.take(registration(connectors=1))
+    for number in range(ENDS_NEEDED):
+        await ledger.claimed(f"past-{number}", **LIKE_ALL)
+        ledger.now_ms += TAKES_MS
+        await ledger.charging.end([ending(f"past-{number}", delivered_j=10_000)])
+    await ledger.claimed("charging", **LIKE_ALL)
+    ledger.calls.clear()
+    return ledger
+
+
+async def test_one_projection_serves_everybody_for_a_second(busy, clock):
+    await busy.accepted("a", "b", **LIKE_ALL)
+    forecast = WaitForecast(busy.intake, LoadView())
 
     assert await asyncio.gather(*(forecast.expected_s(one) for one in "abab")) == [10, 20, 10, 20]
     clock.now_s += 0.5
     assert await forecast.expected_s("b") == 19.5
-    assert ledger.asked == 1
+    assert busy.calls.count("read") == 1
     clock.now_s += 1
     assert await forecast.expected_s("b") == 20
-    assert ledger.asked == 2
+    assert busy.calls.count("read") == 2
 
 
-async def test_a_newcomer_is_worth_a_new_projection(monkeypatch):
-    clock = Clock(monkeypatch)
-    ledger = Ledger("a")
-    forecast = WaitForecast(ledger, LoadView())
+async def test_a_newcomer_is_worth_a_new_projection(busy, clock):
+    await busy.accepted("a", **LIKE_ALL)
+    forecast = WaitForecast(busy.intake, LoadView())
     await forecast.expected_s("a")
-    ledger.waiting = ("a", "b")
+    await busy.accepted("b", **LIKE_ALL)
 
     assert await forecast.expected_s("b") is None
     clock.now_s += waits.NEWCOMER_FRESH_S * 1.1
     assert await forecast.expected_s("b") == 20
 
 
-async def test_a_ledger_that_is_away_leaves_the_wait_unknown(monkeypatch):
-    Clock(monkeypatch)
-    ledger = Ledger("a")
-    ledger.away = True
+async def test_a_ledger_that_is_away_leaves_the_wait_unknown(busy, clock):
+    await busy.accepted("a", **LIKE_ALL)
+    busy.is_away = True
 
-    assert await WaitForecast(ledger, LoadView()).expected_s("a") is None
+    assert await WaitForecast(busy.intake, LoadView()).expected_s("a") is None
 
 
-async def test_connectors_of_a_substation_that_is_away_are_no_places(monkeypatch):
-    Clock(monkeypatch)
-    ledger = Ledger("a")
-    ledger.remembers_one_that_is_gone = True
+async def test_connectors_of_a_substation_that_is_away_are_no_places(busy, clock):
+    await busy.accepted("a", **LIKE_ALL)
+    await busy.take(registration("gone", connectors=5))
     view = LoadView()
     lines = [
         {"substation": "north", "fresh": True, "has_lease": True, "status": "Operative"},
@@ -84,4 +81,4 @@ async def test_connectors_of_a_substation_that_is_away_are_no_places(monkeypatch
     ]
     view.take({"as_of_ms": 1, "source": "balancer", "substations": lines})
 
-    assert await WaitForecast(ledger, view).expected_s("a") == 10
+    assert await WaitForecast(busy.intake, view).expected_s("a") == 10
