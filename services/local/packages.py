@@ -147,8 +147,8 @@ def _fetch(work: _Work, say: Say) -> None:
     work.step([*apt, "update"], "fetching package lists")
     planning = f"planning {packages.title}'s packages"
     plan = [*apt, "install", "--no-install-recommends", "--print-uris", "-qq", packages.package]
-    missing = _planned(work.step(plan, planning))
-    everything = _planned(work.step([*plan, "-o", f"Dir::State::status={empty}"], planning))
+    missing = package_names(work.step(plan, planning))
+    everything = package_names(work.step([*plan, "-o", f"Dir::State::status={empty}"], planning))
     own_copies = {name for name in everything if name.startswith(packages.own_copies)}
     wanted = {name for name in missing | own_copies if packages.is_wanted(name)}
     say(f"fetching {packages.title} ({len(wanted)} packages)")
@@ -183,8 +183,8 @@ def _sources(suite: str) -> str:
     return f"deb {keys}{system_archive()[0]} {suite} main\n"
 
 
-def _planned(uris: str) -> set[str]:
-    """Package names out of lines like `'address' name_version_arch.deb size hash`."""
+def package_names(uris: str) -> set[str]:
+    """The packages of a plan, out of apt's lines like `'address' name_version_arch.deb size hash`."""
     return {line.split()[1].split("_")[0] for line in uris.splitlines() if line.startswith("'")}
 
 

@@ -83,7 +83,8 @@ async def messages_in(vhost, queue):
 
 
 def outcome(settled, queue, name):
-    return settled.labels(queue, name)._value.get()
+    [family] = settled.labels(queue, name).collect()
+    return family.samples[0].value
 
 
 async def test_hints_published_by_a_gateway_reach_a_balancer_and_are_acked(vhost):

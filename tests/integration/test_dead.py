@@ -48,7 +48,9 @@ def told(vhost, *arguments):
 
 async def meet_unreadable(vhost, *bodies):
     """Let a balancer's consumer meet messages that it cannot read."""
-    settled = Counter("settled", "…", ["queue", "outcome"], registry=CollectorRegistry())
+    registry = CollectorRegistry()
+    settled = Counter("settled", "…", ["queue", "outcome"], registry=registry)
+    unreadable = {"queue": topology.INTAKE, "outcome": "quarantined"}
     async with (
         connected(vhost.amqp_url("operator"), "test", 30) as sending,
         connected(vhost.amqp_url("balancer"), "test", 30) as publishing,
@@ -60,7 +62,7 @@ async def meet_unreadable(vhost, *bodies):
         consumer = Consumer(topology.INTAKE, nobody, await Publisher.open(publishing, 100), settled)
         task = asyncio.create_task(consumer.consume(consuming, prefetch=10, tag="test"))
         async with asyncio.timeout(60):
-            while settled.labels(topology.INTAKE, "quarantined")._value.get() < len(bodies):
+            while (registry.get_sample_value("settled_total", unreadable) or 0) < len(bodies):
                 await asyncio.sleep(0.05)
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)

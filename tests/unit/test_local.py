@@ -1,4 +1,4 @@
-from services.local.packages import _planned
+from services.local.packages import package_names
 from services.local.supervisor import LAST_LINES, last_lines
 
 URIS = """\
@@ -10,11 +10,11 @@ Reading package lists...
 
 
 def test_the_packages_of_a_plan_are_read_out_of_apts_lines():
-    assert _planned(URIS) == {"rabbitmq-server", "erlang-base", "libstdc++6"}
+    assert package_names(URIS) == {"rabbitmq-server", "erlang-base", "libstdc++6"}
 
 
 def test_an_empty_plan_has_no_packages():
-    assert _planned("") == set()
+    assert package_names("") == set()
 
 
 def test_the_end_of_a_log_is_shown_indented(tmp_path):

@@ -54,13 +54,14 @@ def test_changes_are_told_once_newest_first_and_the_first_look_has_none():
     assert [one.request_id for one in watch.changes] == ["a", "c", "a"]
 
 
-def test_the_memory_is_bounded():
+def test_what_left_the_page_long_ago_is_forgotten():
     watch = Watch()
     for number in range(2_000):
         watch.take(counts(), [request(f"r{number}", "accepted")], float(number))
 
     assert len(watch.changes) == CHANGES_KEPT
-    assert len(watch._states) <= CHANGES_KEPT + 11
+    long_gone, lately_gone = watch.take(counts(), [request("r0", "charging"), request("r1998", "charging")], 2_000.0)
+    assert (long_gone.before, lately_gone.before) == (None, "accepted")
 
 
 def shown(watch, width, height, fault=""):

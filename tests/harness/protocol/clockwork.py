@@ -119,23 +119,21 @@ class _Loop(asyncio.AbstractEventLoop):
             act()
             return
         # One process's end may wake another, inside of the one's own step.
-        around = asyncio._get_running_loop()
+        around = asyncio._get_running_loop()  # noqa: SLF001 (every event loop tells asyncio that it runs in this way)
         self._is_running = True
-        asyncio._set_running_loop(self)
+        asyncio._set_running_loop(self)  # noqa: SLF001 (as above)
         try:
             act()
             while self._ready:
-                handle = self._ready.popleft()
-                if not handle.cancelled():
-                    handle._run()
+                _fire(self._ready.popleft())
         finally:
-            asyncio._set_running_loop(around)
+            asyncio._set_running_loop(around)  # noqa: SLF001 (as above)
             self._is_running = False
 
     def abandon(self):
         self._ready.clear()
         for task in self._tasks:
-            task._log_destroy_pending = False
+            task._log_destroy_pending = False  # noqa: SLF001 (asyncio has no other way to drop a task in silence)
 
     def time(self):
         return self.process.clock.reading_s()
@@ -178,4 +176,4 @@ class _Loop(asyncio.AbstractEventLoop):
 
 def _fire(handle):
     if not handle.cancelled():
-        handle._run()
+        handle._run()  # noqa: SLF001 (how an event loop runs what was scheduled)
