@@ -1,0 +1,79 @@
+"""A program's entry point, run in the test's own process to its end, and nothing of it stays there."""
+
+import contextlib
+import contextvars
+import logging
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import structlog
+
+from services.settings import PREFIX
+
+TIDY_WITHIN_S = 10
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a program ended, and what it wrote to standard output and standard error."""
+
+    code: object
+    output: str
+    errors: str
+
+
+def run_to_end(main: Callable[[], None], settings: Mapping[str, str], capfd: pytest.CaptureFixture[str]) -> Ended:
+    """Run `main` with these `EVENLOAD_…` variables and no others until it exits."""
+    capfd.readouterr()
+    with pytest.MonkeyPatch.context() as patch, _logging_restored(), _nothing_left():
+        for name in [one for one in os.environ if one.startswith(PREFIX)]:
+            patch.delenv(name)
+        for name, value in settings.items():
+            patch.setenv(name, value)
+        with pytest.raises(SystemExit) as ended:
+            contextvars.copy_context().run(main)  # the names on every log line stay in the copy
+    return Ended(ended.value.code, *capfd.readouterr())
+
+
+@contextlib.contextmanager
+def _logging_restored() -> Iterator[None]:
+    """Let a service configure the logs of this process, and give the tests theirs back."""
+    root = logging.getLogger()
+    handlers = root.handlers[:]
+    levels = {name: logging.getLogger(name).level for name in ("", *root.manager.loggerDict)}
+    root.handlers.clear()  # a service closes those that it finds
+    try:
+        yield
+    finally:
+        root.handlers[:] = handlers
+        for name in ("", *root.manager.loggerDict):
+            logging.getLogger(name).setLevel(levels.get(name, logging.NOTSET))
+        structlog.reset_defaults()
+
+
+@contextlib.contextmanager
+def _nothing_left() -> Iterator[None]:
+    """Fail where the block leaves a thread, an open file, a socket or a signal handler behind."""
+    before = _held()
+    yield
+    give_up_at = time.monotonic() + TIDY_WITHIN_S
+    while left := _held() - before:  # the thread that closes the ledger may end a moment later
+        assert time.monotonic() < give_up_at, left
+        time.sleep(0.005)
+
+
+def _held() -> set[tuple[str, object]]:
+    handlers = {(str(one), signal.getsignal(one)) for one in signal.valid_signals()}
+    return handlers | {("thread", one) for one in threading.enumerate()} | set(_open_files())
+
+
+def _open_files() -> Iterator[tuple[str, object]]:
+    for descriptor in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # the one by which this folder was read
+            yield descriptor.name, descriptor.readlink()
