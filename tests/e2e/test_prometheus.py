@@ -140,24 +140,3 @@ def test_one_that_does_not_start_does_not_keep_the_stack_from_it(tmp_path, port,
     with started(tmp_path / "data", port, **settings) as stack:
         stack.until_up()
         assert "going on without Prometheus: prometheus refuses to start" in stack.output
-
-
-@pytest.mark.parametrize(
-    ("make", "said"),
-    [
-        (lambda folder: str(folder / "nowhere"), "is no program"),
-        (str, "is no program"),
-        (lambda folder: fake(folder / "other", "echo other, version 1"), "is not Prometheus"),
-        (lambda folder: fake(folder / "broken", "exit 1"), "is not Prometheus"),
-        (lambda _folder: "atuo", "is no program"),
-    ],
-    ids=["missing", "folder", "another program", "broken", "misspelt"],
-)
-def test_a_program_that_is_none_is_refused_with_the_cure(tmp_path, port, make, said):
-    stack = Stack(tmp_path / "data", port, {"EVENLOAD_PROMETHEUS": make(tmp_path)}, [EVENLOAD, "up"])
-
-    assert stack.wait(60) == 2
-    [line] = stack.lines
-    assert "EVENLOAD_PROMETHEUS" in line
-    assert said in line
-    assert "apt install prometheus" in line

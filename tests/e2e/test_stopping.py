@@ -5,7 +5,6 @@ import signal
 import socket
 
 import psutil
-import pytest
 from harness.stack import Stack, marked, started, until
 
 from services.local.stack import free_ports
@@ -81,33 +80,6 @@ def test_requests_survive_however_the_stack_ends(tmp_path, port, vhost):
         stack.until_said("left behind")
         stack.until_up()
         stack.until_ended(request_ids + more)
-
-
-def test_a_taken_port_is_named_with_its_setting_and_a_free_one(tmp_path, port):
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", port))
-        taken.listen()
-        stack = Stack(tmp_path / "data", port, {}, [".venv/bin/evenload", "up"])
-        assert stack.wait(60) == 2
-    assert len(stack.lines) == 1
-    assert f"port {port} " in stack.output
-    assert "EVENLOAD_GATEWAY_PORT=" in stack.output
-
-
-@pytest.mark.parametrize(
-    ("name", "value", "said"),
-    [
-        ("EVENLOAD_FIRST_RUHS", "0", "EVENLOAD_FIRST_RUSH"),
-        ("EVENLOAD_GATEWAY_PORT", "70000", "EVENLOAD_GATEWAY_PORT"),
-        ("EVENLOAD_GRID", "nowhere.toml", "nowhere.toml"),
-        ("EVENLOAD_ADMIN_HOST", "0.0.0.0", "EVENLOAD_ADMIN_HOST"),
-    ],
-)
-def test_a_wrong_setting_ends_with_exit_code_2_and_one_line(tmp_path, port, name, value, said):
-    stack = Stack(tmp_path / "data", port, {name: value}, [".venv/bin/evenload", "up"])
-    assert stack.wait(60) == 2
-    assert len(stack.lines) == 1, stack.output
-    assert said in stack.output
 
 
 def test_a_stack_whose_addresses_stand_in_files(tmp_path, port, vhost):

@@ -1,12 +1,11 @@
 """Substations that die, freeze, leave, are limited and drained, on a running stack; numbers are the failure model's."""
 
 import collections
-import os
 import subprocess
-import sys
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from harness.refusal import refused
 from harness.stack import Stack, started, until
 from harness.witnessed import assert_nothing_doubled, witnessed_kwh
 
@@ -117,34 +116,16 @@ def test_failure_25_a_substation_that_is_told_to_leave_hands_its_sessions_to_its
     assert_nothing_doubled(folder / "witness")
 
 
-def refused(stack: Stack, **environment: str) -> str:
-    """What a second process says that hosts `north`, too, and exits with 2."""
-    like_the_first = {**os.environ, **stack.service("substation-north").environ(), **environment}
-    like_the_first.pop("EVENLOAD_ADMIN_PORT")
-    second = subprocess.run(
-        [sys.executable, "-m", "substations"],
-        env=like_the_first,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    assert second.returncode == 2
-    return second.stderr.strip().splitlines()[-1]
+def test_a_second_process_under_the_same_id_exits_and_names_the_first(stack, capfd):
+    first = stack.service("substation-north")
+    settings = {name: value for name, value in first.environ().items() if name.startswith("EVENLOAD_")}
+    del settings["EVENLOAD_ADMIN_PORT"]
 
-
-def test_a_second_process_under_the_same_id_exits_and_names_the_first(stack):
-    said = refused(stack, EVENLOAD_INSTANCE="impostor")
+    said = refused("substations", settings | {"EVENLOAD_INSTANCE": "impostor"}, capfd)
 
     assert "substation 'north' is hosted by substation-north" in said
-    assert f"process {stack.service('substation-north').pid} on" in said
+    assert f"process {first.pid} on" in said
     assert "EVENLOAD_SUBSTATION_IDS" in said
-
-
-def test_a_beat_that_is_too_slow_for_the_lease_is_refused(stack):
-    said = refused(stack, EVENLOAD_SUBSTATION_HEARTBEAT_S=str(LEASE_S / 2))
-
-    assert "EVENLOAD_SUBSTATION_HEARTBEAT_S: 4 s is not below half of the lease" in said
 
 
 def put(stack: Stack, substation: str, what: str, body: dict) -> tuple[int, dict]:
