@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from harness.broker import fresh_vhost
 from harness.fake_gateway import NO_ANSWER, fake_gateway, load_table, problem, request
+from harness.preloaded_locust import preloaded_locust
 from harness.stack import ROOT, started
 
 from services.local.stack import free_ports
@@ -155,6 +156,12 @@ def test_where_no_gateway_answers_locust_says_so_and_ends(port):
     assert time.monotonic() - began < 30
 
 
+@pytest.fixture(scope="module")
+def locust_once():
+    with preloaded_locust() as play:
+        yield play
+
+
 @pytest.mark.parametrize(
     ("arguments", "fault"),
     [
@@ -167,16 +174,16 @@ def test_where_no_gateway_answers_locust_says_so_and_ends(port):
         (["--master"], "start one, without --master"),
     ],
 )
-def test_wrong_options_are_told(arguments, fault):
-    code, said = play("rush_hour.py", *arguments)
+def test_wrong_options_are_told(locust_once, arguments, fault):
+    code, said = locust_once("-f", str(FOLDER / "rush_hour.py"), "--headless", "--only-summary", *arguments)
     assert code == 2, said
     assert fault in said
 
 
 @pytest.mark.parametrize("locustfile", [".", "rush_hour.py", "steady.py", "spike.py"])
-def test_locust_finds_the_drivers_and_nothing_else(locustfile):
+def test_locust_finds_the_drivers_and_nothing_else(locust_once, locustfile):
     """From any folder, as in a container to which only this one is mounted."""
-    # A shell that runs the tests in its background makes all their children ignore Ctrl-C.
-    command = ["env", "--default-signal=INT", LOCUST, "-f", str(FOLDER / locustfile), "--list"]
-    done = subprocess.run(command, cwd="/", capture_output=True, text=True, timeout=60, check=True)
-    assert sorted(done.stdout.split()[2:]) == ["PrivateDrivers", "PublicDrivers", "WorkplaceDrivers"]
+    code, said = locust_once("-f", str(FOLDER / locustfile), "--list")
+    assert code == 0, said
+    found = said.partition("Available Users:")[2].split()
+    assert sorted(found) == ["PrivateDrivers", "PublicDrivers", "WorkplaceDrivers"]
