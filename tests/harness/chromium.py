@@ -1,13 +1,17 @@
 """A real Chromium for the tests of pages: the installed one, else a private copy with its libraries and a font."""
 
 import contextlib
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from playwright.sync_api import BrowserContext, sync_playwright
+import playwright
+import pytest
+from harness.shared_libraries import missing_libraries
+from playwright.sync_api import BrowserContext, Playwright, sync_playwright
 
 from services.local.packages import PackageSet, copy_dir, libraries, obtain
 from services.local.stack import cache_dir
@@ -23,6 +27,8 @@ CURES = (
     "install Chromium (Debian: apt install chromium), "
     "or run this on a Debian-like system with access to its package archive"
 )
+DRIVER = Path(playwright.__file__).parent / "driver/node"
+"""The program that drives the browser. Playwright's package carries it, but not every library that it needs."""
 
 
 @dataclass(frozen=True)
@@ -33,12 +39,12 @@ class Browser:
     environment: dict[str, str] = field(default_factory=dict)
 
 
-def find_chromium(*, unpacked: bool = False) -> Browser:
-    """The installed Chromium, else (or where `unpacked` is asked for) a private copy in the cache.
+def find_chromium() -> Browser:
+    """The installed Chromium, else a private copy in the cache.
 
     Raises `Misconfigured` with the cure where neither can be had.
     """
-    installed = None if unpacked else next(filter(None, map(shutil.which, INSTALLED)), None)
+    installed = next(filter(None, map(shutil.which, INSTALLED)), None)
     if installed is not None:
         return Browser(Path(installed))
     return obtain(PACKAGES, copy_dir(cache_dir(LocalSettings()), "chromium"), _in_copy, print, {})
@@ -71,6 +77,44 @@ PACKAGES = PackageSet(
 )
 
 
+DRIVER_LIBRARY = PackageSet(
+    title="libatomic",
+    package="libatomic1",
+    cures="install libatomic (Debian: apt install libatomic1), "
+    "or run this on a Debian-like system with access to its package archive",
+    own_copies=("libatomic1",),
+)
+
+
+def driver_environment() -> dict[str, str]:
+    """What Playwright's driver needs beside this process's environment; nothing where the library is installed.
+
+    Raises `Misconfigured` with the cure where the library cannot be had.
+    """
+    if not missing_libraries([DRIVER], os.environ):
+        return {}
+    copy = obtain(DRIVER_LIBRARY, copy_dir(cache_dir(LocalSettings()), "libatomic"), _with_libatomic, print, {})
+    others = os.environ.get("LD_LIBRARY_PATH")
+    return {"LD_LIBRARY_PATH": ":".join(filter(None, (libraries(copy), others)))}
+
+
+def _with_libatomic(copy: Path) -> Path | None:
+    return copy if any(copy.glob("usr/lib/*-linux-*/libatomic.so.1")) else None
+
+
+@contextlib.contextmanager
+def _running_playwright() -> Iterator[Playwright]:
+    # The driver takes over this process's environment, and there is no other way to give it one.
+    with pytest.MonkeyPatch.context() as environment:
+        for name, value in driver_environment().items():
+            environment.setenv(name, value)
+        running = sync_playwright().start()
+    try:
+        yield running
+    finally:
+        running.stop()
+
+
 @contextlib.contextmanager
 def running_chromium(browser: Browser, **context: object) -> Iterator[BrowserContext]:
     """Start the browser with an empty profile, and end it with everything it started.
@@ -78,8 +122,8 @@ def running_chromium(browser: Browser, **context: object) -> Iterator[BrowserCon
     `context` are Playwright's options, such as `viewport`.
     """
     with tempfile.TemporaryDirectory(prefix="evenload-chromium-", ignore_cleanup_errors=True) as home, \
-            sync_playwright() as playwright:  # fmt: skip
-        started = playwright.chromium.launch_persistent_context(
+            _running_playwright() as running:  # fmt: skip
+        started = running.chromium.launch_persistent_context(
             home,
             executable_path=browser.program,
             headless=True,
