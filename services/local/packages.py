@@ -81,14 +81,14 @@ def _unpack(
 ) -> None:
     if not can_unpack():
         raise Misconfigured(f"there is no {packages.title} here, and no apt-get to unpack one with: {packages.cures}")
-    cache = copy.parent
-    with _locked(cache):
+    with _locked(copy):
         # Somebody else may have unpacked it while this process waited for the lock.
         if is_whole():
             return
-        for stale in cache.glob("unpacking-*"):  # of a process that was killed
+        scratches = f"{copy.name}.unpacking-"
+        for stale in copy.parent.glob(f"{scratches}*"):  # of a process that was killed: nobody else has the lock
             shutil.rmtree(stale, ignore_errors=True)
-        with tempfile.TemporaryDirectory(dir=cache, prefix="unpacking-") as scratch:
+        with tempfile.TemporaryDirectory(dir=copy.parent, prefix=scratches) as scratch:
             work = _Work(packages, Path(scratch), environment)
             _fetch(work, say)
             root = Path(scratch) / "root"
@@ -143,7 +143,7 @@ def _fetch(work: _Work, say: Say) -> None:
         archive = scratch / "archive.list"
         archive.write_text(_sources(packages.suite))
         apt += ["-o", f"Dir::Etc::sourcelist={archive}", "-o", "Dir::Etc::sourceparts=/dev/null"]
-    say("fetching the package lists (private copies, nothing is installed)")
+    say(f"fetching the package lists for {packages.title} (a private copy, nothing is installed)")
     work.step([*apt, "update"], "fetching package lists")
     planning = f"planning {packages.title}'s packages"
     plan = [*apt, "install", "--no-install-recommends", "--print-uris", "-qq", packages.package]
@@ -189,12 +189,13 @@ def package_names(uris: str) -> set[str]:
 
 
 @contextlib.contextmanager
-def _locked(cache: Path) -> Iterator[None]:
+def _locked(copy: Path) -> Iterator[None]:
+    """Each copy has a lock of its own, so that several sets are fetched at the same time."""
     try:
-        cache.mkdir(parents=True, exist_ok=True)
-        lock = os.open(cache / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        lock = os.open(copy.with_name(f"{copy.name}.lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
-        raise Misconfigured(f"EVENLOAD_CACHE_DIR: {cache} cannot be written: {error.strerror}") from None
+        raise Misconfigured(f"EVENLOAD_CACHE_DIR: {copy.parent} cannot be written: {error.strerror}") from None
     try:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
