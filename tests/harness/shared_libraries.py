@@ -20,11 +20,12 @@ Libraries = dict[str, Path | None]
 
 
 def missing_libraries(programs: Iterable[Path], environment: Mapping[str, str]) -> dict[Path, list[str]]:
-    """What the loader does not find for each program; a program that lacks nothing is left out.
+    """What the loader does not find for each program; the arguments are those of `needed_libraries`."""
+    return not_found(needed_libraries(programs, environment))
 
-    The arguments are those of `needed_libraries`.
-    """
-    needed = needed_libraries(programs, environment)
+
+def not_found(needed: Mapping[Path, Libraries]) -> dict[Path, list[str]]:
+    """The libraries that have no file; a program that lacks nothing is left out."""
     missing = {program: sorted(name for name, file in needed[program].items() if file is None) for program in needed}
     return {program: names for program, names in missing.items() if names}
 
