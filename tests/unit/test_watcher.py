@@ -1,0 +1,135 @@
+"""The load table's refresh: readings and the ledger's answer about exactly these replace it together."""
+
+import asyncio
+
+import pytest
+from prometheus_client import CollectorRegistry
+
+from balancer.load_table import LoadTable
+from balancer.metrics import BalancerMetrics
+from balancer.readings import Reading
+from balancer.watcher import Watcher
+from services.clock import monotonic_s
+from services.errors import LedgerUnavailable
+from services.ledger.records import Known, RegisteredSubstation, Unseen
+
+PATIENCE_S = 10
+
+
+class Ledger:
+    """Answers what the test says; `meanwhile` happens while it is being asked."""
+
+    def __init__(self):
+        self.asked = []
+        self.told = []
+        self.lines = []
+        self.fault = None
+        self.meanwhile = lambda: None
+
+    async def unseen(self, known):
+        self.asked.append(list(known))
+        self.meanwhile()
+        if self.fault:
+            raise self.fault
+        return self.told
+
+    async def registry(self):
+        return self.lines
+
+
+class Scraper:
+    """Is told whom to scrape."""
+
+    def __init__(self):
+        self.followed = asyncio.Event()
+
+    def follow(self, registry):
+        self.followed.set()
+
+
+class Parts:
+    def __init__(self):
+        self.ledger, self.table = Ledger(), LoadTable()
+        self.watcher = Watcher(self.ledger, self.table, BalancerMetrics(CollectorRegistry()), 3.0)
+
+    async def register(self, *lines):
+        """The registry has these from now on, and the watcher has read it."""
+        self.ledger.lines = list(lines)
+        scraper = Scraper()
+        following = asyncio.create_task(self.watcher.follow_registry(scraper))
+        async with asyncio.timeout(PATIENCE_S):
+            await scraper.followed.wait()
+        following.cancel()
+        await asyncio.gather(following, return_exceptions=True)
+
+    def scraped(self, sequence, *, demand_w=0.0, claims_total=0):
+        self.watcher.take(
+            {
+                "north": Reading(
+                    "north", 1, sequence, 0.0, demand_w, 304_000.0, 1_380.0, 0, 40, 10, claims_total, 0,
+                    operative=True, taken_at_s=monotonic_s(),
+                )
+            }
+        )  # fmt: skip
+
+
+NORTH = RegisteredSubstation("north", "hills", 1, "http://127.0.0.1:1", has_lease=True)
+
+
+@pytest.fixture
+async def parts():
+    one = Parts()
+    await one.register(NORTH)
+    return one
+
+
+async def test_the_ledger_is_asked_about_the_readings_that_it_then_completes(parts):
+    parts.scraped(1, demand_w=50_000.0, claims_total=7)
+    parts.ledger.told = [Unseen("r", 1, "north", 11_000, 1)]
+
+    await parts.watcher.refresh()
+
+    assert parts.ledger.asked == [[Known("north", 1, 7, 0)]]
+    [one] = parts.watcher.estimates()
+    assert (one.demand_w, one.in_flight, one.zone, one.fresh) == (61_000, 1, "hills", True)
+    assert parts.watcher.look_again.is_set()
+
+
+async def test_what_is_assigned_while_the_ledger_is_asked_counts_though_the_answer_lacks_it(parts):
+    parts.scraped(1)
+    await parts.watcher.refresh()
+    parts.table.reserve("r", 1, "north", 11_000)
+    parts.ledger.meanwhile = lambda: parts.table.commit("r", 1)
+
+    await parts.watcher.refresh()
+
+    assert parts.watcher.estimate("north").demand_w == 11_000
+
+
+async def test_readings_wait_for_a_ledger_that_is_away_and_newer_ones_replace_them(parts):
+    parts.scraped(1, demand_w=1_000.0)
+    parts.ledger.fault = LedgerUnavailable("away")
+    parts.ledger.meanwhile = lambda: parts.scraped(2, demand_w=2_000.0)
+    with pytest.raises(LedgerUnavailable):
+        await parts.watcher.refresh()
+    assert parts.watcher.estimates() == []
+    assert not parts.watcher.look_again.is_set()
+
+    parts.ledger.fault, parts.ledger.meanwhile = None, lambda: None
+    await parts.watcher.refresh()
+
+    assert parts.watcher.estimate("north").demand_w == 2_000
+
+
+async def test_a_substation_without_a_lease_is_known_as_such_and_a_stranger_not_at_all(parts):
+    parts.scraped(1)
+    await parts.watcher.refresh()
+    assert parts.watcher.estimate("north").has_lease
+
+    await parts.register(RegisteredSubstation("north", "hills", 2, "", has_lease=False))
+    await parts.watcher.refresh()
+    assert not parts.watcher.estimate("north").has_lease
+
+    await parts.register()
+    await parts.watcher.refresh()
+    assert parts.watcher.estimates() == []
