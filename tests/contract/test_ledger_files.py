@@ -13,6 +13,7 @@ from harness.ledger import (
 )
 
 from services.errors import LedgerUnavailable, Misconfigured
+from services.ledger.committer import Operation
 from services.ledger.connection import open_ledger
 from services.ledger.schema import VERSION
 from services.ledger.states import Status
@@ -49,6 +50,20 @@ async def test_a_ledger_whose_processes_were_killed_opens_with_everything_that_w
         answer = await Ledger(connection).beat()
 
     assert {one.request_id for one in answer.charging} == set(MANY)
+
+
+async def test_every_commit_is_on_the_disk_before_it_is_told_and_who_reads_changes_nothing(ledger):
+    def look(transaction, rows):
+        return [{**row, **transaction.execute(f"PRAGMA {row['pragma']}")[0]} for row in rows]
+
+    pragmas = [{"pragma": one} for one in ("synchronous", "journal_mode")]
+    answers = await ledger.connection.write(Operation("look", "pragma", look), pragmas)
+    assert answers == [
+        {"pragma": "synchronous", "synchronous": 2},  # FULL
+        {"pragma": "journal_mode", "journal_mode": "wal"},
+    ]
+    with pytest.raises(LedgerUnavailable, match="readonly"):
+        await ledger.connection.read(lambda transaction: transaction.execute("DELETE FROM request"))
 
 
 async def test_a_ledger_whose_making_was_cut_short_is_made_anew(path):

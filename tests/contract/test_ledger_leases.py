@@ -3,10 +3,19 @@
 import asyncio
 
 import pytest
-from harness.ledger import HOLDER, ending, let_the_vehicle_leave, let_the_wait_pass, new_request, progress, registration
+from harness.ledger import (
+    HOLDER,
+    asked,
+    ending,
+    let_the_vehicle_leave,
+    let_the_wait_pass,
+    new_request,
+    progress,
+    registration,
+)
 
 from services.ledger.leases import Lease
-from services.ledger.records import Assignment, Beat, Claimed
+from services.ledger.records import Assignment, Beat, Breach, Claimed
 from services.ledger.states import INTERRUPTIONS_MAX, Reason, Status
 from services.messages import Hint
 
@@ -120,6 +129,15 @@ async def test_a_first_grant_never_goes_beyond_what_was_asked_for(ledger):
     assert claim.energy_granted_j == 5_000
 
 
+async def test_a_beat_that_asks_for_more_takes_nothing_back_of_what_was_told_before(ledger):
+    await ledger.claimed("r")
+    await ledger.beat(progress("r", 5_000, wanted_j=9_000))
+
+    [row] = (await ledger.beat(progress("r", 3_000, wanted_j=20_000))).charging
+
+    assert (row.energy_delivered_j, row.energy_granted_j) == (5_000, 20_000)
+
+
 async def test_an_open_grant_of_a_lost_tenure_counts_as_delivered(ledger):
     await ledger.claimed("r")
     await ledger.beat(progress("r", 1_000, wanted_j=9_000))
@@ -151,6 +169,16 @@ async def test_a_tenure_that_was_released_has_settled_and_interrupts_nobody(ledg
         await rival.tenancy.release([Beat("north", lease.epoch, lease.holder, (), (), 0)])
         await rival.take(registration("north"), holder=OTHER)
     assert await rival.status("r") is Status.CHARGING
+
+
+async def test_who_leaves_in_order_leaves_no_grant_open(ledger, path):
+    await ledger.claimed("r", "never-started")
+    await ledger.beat(progress("r", 1_000, wanted_j=9_000), grant_s=1)
+
+    await ledger.tenancy.release([Beat("north", 1, HOLDER, (progress("r", 1_500, wanted_j=9_000),), (), 0)])
+
+    granted = asked(path, "SELECT id, energy_delivered_j, energy_granted_j FROM request")
+    assert {tuple(row) for row in granted} == {("r", 1_500, 1_500), ("never-started", 0, 0)}
 
 
 async def test_who_has_left_in_order_claims_and_renews_no_more(ledger):
@@ -219,6 +247,18 @@ async def test_a_session_that_loses_its_substation_too_often_has_failed(ledger):
     assert (await ledger.history("r"))[-1].reason == Reason.INTERRUPTED_TOO_OFTEN
 
 
+async def test_a_session_whose_substation_the_sweep_gives_up_too_often_has_failed(ledger):
+    await ledger.accepted("r")
+    for number in range(INTERRUPTIONS_MAX + 1):
+        assert await ledger.status("r") is Status.ACCEPTED
+        await ledger.dispatch.assign([Assignment("r", number, "north")])
+        assert len(await ledger.claim([Hint("r", number + 1)], "north", (await seen(ledger)).epoch)) == 1
+        last = await lose(ledger)
+        await ledger.take(registration("north"))
+
+    assert last == {"r": (Status.FAILED, Reason.INTERRUPTED_TOO_OFTEN)}
+
+
 async def test_a_successor_with_fewer_connectors_sends_the_latest_sessions_elsewhere(ledger):
     await ledger.claimed("a")
     await ledger.claimed("b")
@@ -244,6 +284,19 @@ async def test_an_assignment_that_no_beat_of_this_epoch_names_is_unclaimed_and_c
     await ledger.beat(in_bays=[Hint("named", 1)])
     await ledger.take(registration("north"))
     assert await ledger.sweeping.unclaimed() == [Hint("named", 1)]
+
+
+async def test_taking_back_needs_the_attempt_that_was_seen(ledger):
+    await ledger.assigned("r")
+    seen_as = await ledger.sweeping.unclaimed()
+    await ledger.charging.decline([Hint("r", 1)], "north")
+    await ledger.dispatch.assign([Assignment("r", 1, "south")])
+
+    assert await ledger.sweeping.take_back(seen_as) == set()
+
+    record = await ledger.intake.request("r")
+    assert (record.status, record.substation, record.attempt) == (Status.ASSIGNED, "south", 2)
+    assert await ledger.sweeping.take_back([Hint("r", 2)]) == {"r"}
 
 
 async def test_an_assignment_to_a_substation_that_is_lost_is_unclaimed(ledger):
@@ -325,6 +378,28 @@ async def test_the_audit_finds_nothing_in_a_sound_ledger_and_each_breach_in_a_br
         ("more sessions than connectors", "north"): 0,
         ("waiting past its time", "waits"): 30,
     }
+
+
+async def test_the_audit_finds_a_request_that_ended_twice_and_nothing_in_one_that_ended_once(ledger, execute):
+    await ledger.ended("once", "twice")
+    assert await ledger.sweeping.audit() == []
+    columns = "request_id, at_ms, status, substation, attempt, epoch, reason"
+    execute(
+        f"INSERT INTO transition ({columns}) SELECT {columns} FROM transition "
+        "WHERE request_id = 'twice' AND status = 'completed'"
+    )
+
+    assert await ledger.sweeping.audit() == [Breach("ended twice", "twice", 0)]
+
+    execute("DELETE FROM transition WHERE number = (SELECT max(number) FROM transition)")
+
+
+async def test_the_audit_finds_who_stays_assigned_where_nobody_is(ledger):
+    await lose(ledger)
+    await ledger.assigned("r", to="north")
+    await ledger.assigned("at-home", to="south")
+
+    assert await ledger.sweeping.audit() == [Breach("assigned where nobody is", "r", 30)]
 
 
 async def test_failure_8_one_request_delivered_to_two_substations_is_charged_at_one(ledger, rival):

@@ -160,6 +160,15 @@ async def test_claiming_needs_an_assigned_request(ledger):
     assert await ledger.claim(hints, "north", 1) == []
 
 
+async def test_a_request_that_was_asked_to_stop_is_not_claimed(ledger, execute):
+    await ledger.assigned("r")
+    execute("UPDATE request SET stop_asked = 1 WHERE id = 'r'")
+
+    assert await ledger.claim([Hint("r", 1)], "north", 1) == []
+
+    assert await ledger.status("r") == Status.ASSIGNED
+
+
 async def test_a_claim_whose_answer_was_lost_is_answered_again_and_made_once(ledger):
     await ledger.assigned("r", "s")
     [first] = await ledger.claim([Hint("r", 1)], "north", 1)
