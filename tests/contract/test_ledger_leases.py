@@ -15,7 +15,7 @@ from harness.ledger import (
 )
 
 from services.ledger.leases import Lease
-from services.ledger.records import Assignment, Beat, Breach, Claimed
+from services.ledger.records import Assignment, Beat, Breach, Claimed, Swept
 from services.ledger.states import INTERRUPTIONS_MAX, Reason, Status
 from services.messages import Hint
 
@@ -129,13 +129,18 @@ async def test_a_first_grant_never_goes_beyond_what_was_asked_for(ledger):
     assert claim.energy_granted_j == 5_000
 
 
-async def test_a_beat_that_asks_for_more_takes_nothing_back_of_what_was_told_before(ledger):
+@pytest.mark.parametrize(
+    ("delivered_j", "wanted_j", "kept"), [(3_000, 20_000, (5_000, 20_000)), (6_000, 7_000, (6_000, 9_000))]
+)
+async def test_progress_and_grant_rise_each_by_itself_and_neither_takes_the_other_back(
+    ledger, delivered_j, wanted_j, kept
+):
     await ledger.claimed("r")
     await ledger.beat(progress("r", 5_000, wanted_j=9_000))
 
-    [row] = (await ledger.beat(progress("r", 3_000, wanted_j=20_000))).charging
+    [row] = (await ledger.beat(progress("r", delivered_j, wanted_j=wanted_j))).charging
 
-    assert (row.energy_delivered_j, row.energy_granted_j) == (5_000, 20_000)
+    assert (row.energy_delivered_j, row.energy_granted_j) == kept
 
 
 async def test_an_open_grant_of_a_lost_tenure_counts_as_delivered(ledger):
@@ -218,6 +223,42 @@ async def test_a_lost_substations_rows_end_or_go_back_in_the_order_of_what_is_tr
     assert await ledger.status("to-south") is Status.ASSIGNED
     assert (await seen(ledger)).holder is None
     assert await lose(ledger, "north") == {}
+
+
+async def test_who_is_withdrawn_while_it_waits_for_the_rest_of_its_energy_has_stopped(ledger):
+    await ledger.claimed("r")
+    await ledger.beat(progress("r", 1_000))
+    await lose(ledger)
+
+    assert await ledger.intake.withdraw("r") is Status.STOPPED
+
+    record = await ledger.intake.request("r")
+    assert (record.energy_delivered_j, record.history[-1].reason) == (1_000, Reason.REMOTE)
+
+
+async def test_a_grant_to_a_session_that_was_taken_over_never_goes_beyond_what_was_asked_for(ledger):
+    await ledger.claimed("long")
+    await ledger.claimed("short", energy_requested_j=5_000)
+    await ledger.take(registration("north"))
+
+    answer = await ledger.beat(epoch=2, grant_s=60)
+
+    assert {one.request_id: one.energy_granted_j for one in answer.charging} == {"long": 60 * 11_000, "short": 5_000}
+
+
+async def test_a_session_of_an_epoch_that_is_over_goes_elsewhere_at_once(ledger, execute):
+    await ledger.claimed("orphan")
+    await ledger.beat(progress("orphan", 1_000, wanted_j=9_000))
+    await ledger.claimed("at-home", at="south")
+    assert await ledger.sweeping.lose_orphans() == []
+    execute("UPDATE substation SET epoch = epoch + 1 WHERE id = 'north'")
+    assert (await ledger.beat(epoch=2)).charging == ()
+
+    assert await ledger.sweeping.lose_orphans() == [Swept("orphan", Status.ACCEPTED, Reason.SUBSTATION_LOST)]
+
+    assert (await ledger.intake.request("orphan")).energy_delivered_j == 9_000
+    assert await ledger.status("at-home") is Status.CHARGING
+    assert await ledger.sweeping.lose_orphans() == []
 
 
 async def test_nothing_expires_because_of_a_loss_alone_but_nobody_waits_past_its_departure(ledger, path):

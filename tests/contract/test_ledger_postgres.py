@@ -251,6 +251,26 @@ async def test_a_connection_lost_inside_a_transaction_leaves_nothing_and_is_writ
     assert len(attempts) == 2
 
 
+async def test_a_connection_lost_during_the_commit_is_told_as_unknown_and_nothing_is_written_again(ledger, path):
+    with psycopg.connect(path) as database:
+        database.execute(
+            "CREATE FUNCTION die() RETURNS trigger LANGUAGE plpgsql AS "
+            "$$ BEGIN PERFORM pg_terminate_backend(pg_backend_pid()), pg_sleep(20); RETURN NULL; END $$"
+        )
+        database.execute(
+            "CREATE CONSTRAINT TRIGGER dies AFTER INSERT ON request DEFERRABLE INITIALLY DEFERRED "
+            "FOR EACH ROW EXECUTE FUNCTION die()"
+        )
+
+    with pytest.raises(LedgerUnavailable, match="outcome is unknown"):
+        await ledger.accepted("a")
+
+    with psycopg.connect(path) as database:
+        database.execute("DROP TRIGGER dies ON request")
+    await ledger.accepted("a")
+    assert await ledger.status("a") == Status.ACCEPTED
+
+
 async def test_a_row_that_stays_locked_is_answered_in_time_by_its_cause(ledger, path):
     await ledger.accepted("a")
 

@@ -5,6 +5,7 @@ import contextlib
 import uuid
 from dataclasses import replace
 
+import pytest
 from harness.ledger import (
     MANY,
     Ledger,
@@ -15,6 +16,9 @@ from harness.ledger import (
     registration,
 )
 
+from services.errors import LedgerUnavailable
+from services.ledger import statements
+from services.ledger.committer import Operation
 from services.ledger.records import Assignment, RegisteredSubstation
 from services.ledger.states import Reason, Status, faults
 from services.messages import Hint
@@ -79,6 +83,18 @@ async def test_of_concurrent_ends_exactly_one_wins_and_the_numbers_have_no_gap(l
     ends = {end for answer in answers for end in answer.items()}
     assert sorted(request_id for request_id, _ in ends) == MANY
     assert sorted(number for _, number in ends) == list(range(1, len(MANY) + 1))
+
+
+async def test_a_transaction_that_fails_leaves_nothing_of_what_it_had_written(ledger):
+    def write_and_fail(transaction, rows):
+        transaction.execute(statements.AGREE, [["half", "written"]])
+        raise RuntimeError("a bug")
+
+    with pytest.raises(LedgerUnavailable, match="a bug"):
+        await ledger.connection.write(Operation("half", "id", write_and_fail), [{"id": "x"}])
+
+    assert await ledger.connection.read(lambda it: it.execute(statements.AGREED, [["half", ""]])) == []
+    await ledger.accepted("r")
 
 
 async def test_two_processes_that_make_the_same_ledger_at_once_share_it(where):

@@ -175,6 +175,7 @@ def test_nobody_is_sent_into_a_bay_while_a_connector_is_free_elsewhere():
 @pytest.mark.parametrize(
     ("changes", "cause"),
     [
+        ({"has_lease": False}, "no_lease"),
         ({"operative": False}, "inoperative"),
         ({"limit_w": 0.0}, "no_power"),
         ({"limit_w": 5e-324}, "no_power"),

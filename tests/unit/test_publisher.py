@@ -10,6 +10,8 @@ from services.broker.publisher import Publisher
 from services.errors import BrokerUnavailable
 from services.messages import Hint, decode
 
+PATIENCE_S = 10
+
 
 class Exchange:
     """Confirms, or raises what it is told to."""
@@ -33,7 +35,7 @@ class Channel:
     def __init__(self):
         self.exchange = Exchange()
 
-    async def get_exchange(self, _name, *, ensure):
+    async def get_exchange(self, _name, **_options):
         return self.exchange
 
 
@@ -73,7 +75,8 @@ async def test_a_confirm_that_does_not_come_in_time_leaves_the_outcome_unknown(c
     channel.exchange.may_confirm.clear()
 
     with pytest.raises(BrokerUnavailable, match="no answer in time"):
-        await Publisher(channel, 1).publish_hints(topology.REQUESTS, "", [Hint("a", 0)])
+        async with asyncio.timeout(PATIENCE_S):
+            await Publisher(channel, 1).publish_hints(topology.REQUESTS, "", [Hint("a", 0)])
 
 
 async def test_of_several_envelopes_one_that_fails_is_told_after_all_were_tried(channel):

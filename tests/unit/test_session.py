@@ -57,6 +57,15 @@ def test_a_vehicle_gets_nothing_after_its_departure_however_long_the_tick():
     assert one.deliver(10.0, 20.0, 60.0) == 0
 
 
+def test_nobody_gets_more_than_it_asked_for_whatever_was_granted():
+    one = session(energy_j=5_000)
+    one.granted_j = 9_000
+    one.give(1_000, 0.0, 60.0)
+
+    assert one.deliver(0.0, 10.0, 60.0) == 5_000
+    assert one.deliver(10.0, 20.0, 60.0) == 0
+
+
 def test_a_departed_vehicle_is_stopped_with_what_it_got():
     one = session(departs_at_s=3.0)
     one.judge(2.999)

@@ -106,10 +106,12 @@ async def test_what_is_assigned_while_the_ledger_is_asked_counts_though_the_answ
     assert parts.watcher.estimate("north").demand_w == 11_000
 
 
-async def test_readings_wait_for_a_ledger_that_is_away_and_newer_ones_replace_them(parts):
+@pytest.mark.parametrize("comes_meanwhile", [False, True])
+async def test_readings_wait_for_a_ledger_that_is_away_and_newer_ones_replace_them(parts, comes_meanwhile):
     parts.scraped(1, demand_w=1_000.0)
     parts.ledger.fault = LedgerUnavailable("away")
-    parts.ledger.meanwhile = lambda: parts.scraped(2, demand_w=2_000.0)
+    if comes_meanwhile:
+        parts.ledger.meanwhile = lambda: parts.scraped(2, demand_w=2_000.0)
     with pytest.raises(LedgerUnavailable):
         await parts.watcher.refresh()
     assert parts.watcher.estimates() == []
@@ -118,7 +120,7 @@ async def test_readings_wait_for_a_ledger_that_is_away_and_newer_ones_replace_th
     parts.ledger.fault, parts.ledger.meanwhile = None, lambda: None
     await parts.watcher.refresh()
 
-    assert parts.watcher.estimate("north").demand_w == 2_000
+    assert parts.watcher.estimate("north").demand_w == (2_000 if comes_meanwhile else 1_000)
 
 
 async def test_a_substation_without_a_lease_is_known_as_such_and_a_stranger_not_at_all(parts):
