@@ -7,7 +7,7 @@ PYTHON ?= $(firstword $(foreach name,python3.11 python3.12 python3.13 python3.14
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help run rush locust test test-compose audit model chaos check readme dashboards lock clean
+.PHONY: help run rush locust test test-compose audit model mutants chaos check readme dashboards lock clean
 
 help: ## Show the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -33,6 +33,9 @@ test-compose: $(VENV)/.dev ## Start, load, break and scale the compose files on 
 
 model: $(VENV)/.dev ## Run the protocol's model with 3,000 seeds (EVENLOAD_MODEL_RUNS, EVENLOAD_MODEL_FIRST_SEED)
 	@EVENLOAD_MODEL_RUNS=$${EVENLOAD_MODEL_RUNS:-3000} $(BIN)/python -m pytest tests/model --dist load $(ARGS)
+
+mutants: $(VENV)/.dev ## Break lines one at a time, and tell which broken line no test notices (10 min; ARGS=--help)
+	@PYTHONPATH=tests $(BIN)/python -m harness.mutants $(ARGS)
 
 chaos: $(VENV)/.dev ## Break a stack of its own 100 times at random, and check that no promise was broken (20 min)
 	@PYTHONPATH=tests $(BIN)/python -m harness.chaos $(ARGS)
