@@ -3,7 +3,7 @@ from http import HTTPStatus
 
 import pytest
 from aiohttp import web
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from gateway.bodies import BODY_MAX_BYTES, ChargeRequest, checked, read_json
@@ -47,6 +47,7 @@ def test_kilowatts_and_kilowatt_hours_become_base_units():
 
 
 @given(st.floats(0, 1_000, exclude_min=True), st.floats(0, 1_000, exclude_min=True))
+@example(1e-9, 1e-9)
 def test_any_amount_is_kept_to_half_a_unit_and_never_becomes_nothing(energy_kwh, power_kw):
     new = to_ledger({"vehicle_id": "EV-1", "energy_kwh": energy_kwh, "max_power_kw": power_kw})
 
