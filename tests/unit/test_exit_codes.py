@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-import textwrap
 
 import pytest
 
@@ -15,9 +14,10 @@ from services import lifecycle
 from services.errors import Misconfigured
 
 lifecycle.DRAIN_DEADLINE_S = 0.05
+LONG_S = 10  # beyond every deadline here: who waits for so long ends with another exit code than is expected
 
-def told_to_end():
-    asyncio.get_running_loop().call_soon(os.kill, os.getpid(), signal.SIGTERM)
+def told_to_end(after_s=0):
+    asyncio.get_running_loop().call_later(after_s, os.kill, os.getpid(), signal.SIGTERM)
 
 async def serve(life, settings):
     {life}
@@ -26,13 +26,16 @@ lifecycle.run("gateway", GatewaySettings, serve)
 """
 LIVES = {
     "it drains after a signal": ("told_to_end(); await life.serve_until_stopped()", 0),
-    "a signal comes before it is ready": ("told_to_end(); await asyncio.sleep(600)", 0),
+    "a signal comes before it is ready": (
+        "told_to_end(); await asyncio.sleep(LONG_S); raise RuntimeError('too late')",
+        0,
+    ),
     "it crashes": ("raise RuntimeError('a bug')", 1),
     "work in the background ends by itself": (
-        "async with life.background(asyncio.sleep(0)): await life.serve_until_stopped()",
+        "told_to_end(LONG_S)\n    async with life.background(asyncio.sleep(0)): await life.serve_until_stopped()",
         1,
     ),
-    "it does not drain in time": ("told_to_end(); await life.serve_until_stopped(); await asyncio.sleep(600)", 1),
+    "it does not drain in time": ("told_to_end(); await life.serve_until_stopped(); await asyncio.sleep(LONG_S)", 1),
     "it finds itself misconfigured": ("raise Misconfigured('no such substation')", 2),
 }
 
@@ -41,7 +44,7 @@ def ended(life, **settings):
     environment = {name: value for name, value in os.environ.items() if not name.startswith("EVENLOAD_")}
     environment |= {"EVENLOAD_AMQP_URL": "amqp://u:p@127.0.0.1/v", "EVENLOAD_LEDGER_URL": "sqlite:///x", **settings}
     return subprocess.run(
-        [sys.executable, "-P", "-c", textwrap.dedent(SERVICE).format(life=life)],
+        [sys.executable, "-P", "-c", SERVICE.format(life=life)],
         env=environment,
         stdin=subprocess.DEVNULL,
         capture_output=True,
