@@ -17,7 +17,7 @@ from services.cli.client import connected
 from services.cli.substations import OLD_AFTER_S
 from services.errors import EvenloadError, Misconfigured
 from services.local import leftovers
-from services.local.rabbitmq import HOST
+from services.local.ports import HOST
 from services.local.running import RunningStack
 from services.settings import LocalSettings
 

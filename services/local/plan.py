@@ -8,8 +8,8 @@ from pathlib import Path
 
 from services.errors import Misconfigured
 from services.grid import Grid, load_grid
+from services.local.ports import HOST
 from services.local.prometheus_programs import OFF, locate_prometheus
-from services.local.rabbitmq import HOST
 from services.settings import LocalSettings, given
 
 

@@ -13,9 +13,9 @@ from services.broker import topology
 from services.errors import EvenloadError
 from services.local import leftovers
 from services.local.plan import Plan, cache_dir
+from services.local.ports import HOST
 from services.local.process import ProcessSpec
 from services.local.prometheus_programs import OFF, PrometheusInstallation, find_prometheus
-from services.local.rabbitmq import HOST
 from services.local.supervisor import Say, Supervisor
 
 CONFIGURATION = "prometheus.yml"

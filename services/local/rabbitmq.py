@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from services.broker import topology
+from services.local.ports import HOST
 from services.local.process import ProcessSpec
 from services.local.rabbitmq_programs import RabbitInstallation
 
-HOST = "127.0.0.1"
 MEMORY_WATERMARK = "1GB"
 DISK_FREE_LIMIT = "64MB"
 CONFIGURATION = "rabbitmq.conf"

@@ -21,9 +21,10 @@ from services.ledger.sqlite import lock_path
 from services.local import leftovers
 from services.local.first_look import until_seen
 from services.local.plan import Plan, cache_dir, make_plan
+from services.local.ports import HOST, free_ports
 from services.local.process import ProcessSpec
 from services.local.prometheus import Prometheus, Scraped
-from services.local.rabbitmq import HOST, BrokerPorts, PrivateBroker, prepare_broker
+from services.local.rabbitmq import BrokerPorts, PrivateBroker, prepare_broker
 from services.local.rabbitmq_programs import RabbitInstallation, find_rabbitmq
 from services.local.supervisor import Say, StackEnded, Supervisor
 from services.settings import FILE_SUFFIX, LocalSettings, given
@@ -244,15 +245,6 @@ def _running(plan: Plan, supervisor: Supervisor, broker: PrivateBroker | None, p
         logs=plan.logs,
         pids=supervisor.pids(),
     )
-
-
-def free_ports(count: int) -> list[int]:
-    """Different TCP ports that are free now."""
-    with contextlib.ExitStack() as stack:
-        probes = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for probe in probes:
-            probe.bind((HOST, 0))
-        return [probe.getsockname()[1] for probe in probes]
 
 
 def _refuse_taken_port(port: int) -> None:

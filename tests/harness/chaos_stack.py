@@ -22,10 +22,12 @@ from harness.tcp_proxy import TcpProxy
 from services.broker import topology
 from services.clock import monotonic_s
 from services.local import leftovers
+from services.local.plan import cache_dir
+from services.local.ports import HOST, free_ports
 from services.local.process import ProcessSpec
-from services.local.rabbitmq import HOST, MEMORY_WATERMARK, BrokerPorts, PrivateBroker, prepare_broker
+from services.local.rabbitmq import MEMORY_WATERMARK, BrokerPorts, PrivateBroker, prepare_broker
 from services.local.rabbitmq_programs import find_rabbitmq
-from services.local.stack import PYTHON_MODULE, cache_dir, free_ports
+from services.local.stack import PYTHON_MODULE
 from services.settings import LocalSettings
 
 RESTART_AFTER_S = 0.3

@@ -14,7 +14,7 @@ from harness.shared_libraries import missing_libraries
 from playwright.sync_api import BrowserContext, Playwright, sync_playwright
 
 from services.local.packages import PackageSet, copy_dir, libraries, obtain
-from services.local.stack import cache_dir
+from services.local.plan import cache_dir
 from services.settings import LocalSettings
 
 INSTALLED = ("chromium", "chromium-browser", "google-chrome-stable")

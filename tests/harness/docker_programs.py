@@ -7,7 +7,7 @@ from pathlib import Path
 
 from services.errors import Misconfigured
 from services.local.packages import PackageSet, copy_dir, libraries, obtain, system_archive
-from services.local.stack import cache_dir
+from services.local.plan import cache_dir
 from services.settings import LocalSettings
 
 RELEASE = "bookworm"

@@ -12,7 +12,8 @@ from typing import Any
 from harness.broker import Vhost, guarded
 from harness.stack import ROOT, Api, readiness, until
 
-from services.local.stack import PYTHON_MODULE, free_ports
+from services.local.ports import free_ports
+from services.local.stack import PYTHON_MODULE
 
 
 class Member:

@@ -6,8 +6,8 @@ import shutil
 import aiohttp
 
 from services.local import leftovers, prometheus_programs
+from services.local.ports import free_ports
 from services.local.prometheus import Scraped, configuration, process
-from services.local.stack import free_ports
 from services.local.supervisor import Supervisor
 
 NOBODY = Scraped("http://127.0.0.1:1", "127.0.0.1:1", "127.0.0.1:1", None)

@@ -9,7 +9,7 @@ from harness.fake_gateway import NO_ANSWER, fake_gateway, line, load_table, prob
 from typer.testing import CliRunner
 
 from services.cli.main import app
-from services.local.stack import free_ports
+from services.local.ports import free_ports
 
 
 @pytest.fixture
