@@ -28,6 +28,9 @@ Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
 GUESSED_PASSWORDS = ("", "guest", "changeme")
 """Refused where the broker is not on this machine."""
 
+HEARTBEAT_MAX_S = 600
+"""With a longer one, a connection that has fallen silent would be missed for half an hour."""
+
 SUBSTATION_ID = re.compile(r"^[A-Za-z0-9][A-Za-z0-9-]{0,62}$")
 
 
@@ -42,7 +45,10 @@ class CommonSettings(Settings):
 
     model_config = SettingsConfigDict(env_prefix=PREFIX)
 
-    amqp_url: str = Field(description="Broker, `amqp://user:password@host:port/vhost`.")
+    amqp_url: str = Field(
+        description="Broker, `amqp://user:password@host:port/vhost`. "
+        "`?heartbeat=` sets RabbitMQ's heartbeat timeout [s], 10 where it is absent."
+    )
     ledger_url: str = Field(
         description="Ledger, `sqlite:///path/to/ledger.sqlite` on one host, "
         "or `postgresql://user:password@host:port/database`."
@@ -92,6 +98,9 @@ class CommonSettings(Settings):
             is_sound, host = False, ""
         if not is_sound:
             raise ValueError("an address like amqp://user:password@127.0.0.1:5672/evenload is needed")
+        heartbeat = URL(value).query.get("heartbeat", "10")
+        if not (heartbeat.isdecimal() and 1 <= int(heartbeat) <= HEARTBEAT_MAX_S):
+            raise ValueError(f"its heartbeat must be a whole number of seconds from 1 to {HEARTBEAT_MAX_S}")
         if (URL(value).password or "") in GUESSED_PASSWORDS and not _is_loopback(host):
             raise ValueError(
                 f"the password for {host} is empty or one that everybody guesses: "

@@ -15,6 +15,7 @@ from services.logs import get_logger
 log = get_logger(__name__)
 
 HEARTBEAT_S = 10
+"""Where the address names none."""
 ATTEMPT_DEADLINE_S = 10.0
 CLOSE_DEADLINE_S = 1.0
 
@@ -38,9 +39,7 @@ async def connected(url: str, name: str, startup_timeout_s: float) -> AsyncItera
 async def _first_connection(url: str, name: str, startup_timeout_s: float) -> ReconnectingConnection:
     began_at_s = monotonic_s()
     while True:
-        connection = ReconnectingConnection(
-            URL(url).update_query(heartbeat=HEARTBEAT_S), client_properties={"connection_name": name}
-        )
+        connection = ReconnectingConnection(_with_heartbeat(url), client_properties={"connection_name": name})
         try:
             # The inner deadline is that of each later attempt, too: a frozen broker takes connections and says nothing.
             async with asyncio.timeout(2 * ATTEMPT_DEADLINE_S):
@@ -61,6 +60,11 @@ async def _first_connection(url: str, name: str, startup_timeout_s: float) -> Re
         else:
             connection.watch(name, words)
             return connection
+
+
+def _with_heartbeat(url: str) -> URL:
+    parsed = URL(url)
+    return parsed if "heartbeat" in parsed.query else parsed.update_query(heartbeat=HEARTBEAT_S)
 
 
 async def _close(connection: ReconnectingConnection) -> None:

@@ -125,11 +125,26 @@ async def test_failure_06_an_attempt_at_a_silent_broker_ends_and_leaves_nothing_
     assert proxy.accepted == taken
 
 
+async def test_the_heartbeat_is_ten_seconds_unless_the_address_says_otherwise(proxy, vhost):
+    name = uuid.uuid4().hex
+    async with (
+        through(proxy, vhost, "gateway", f"{name}-10"),
+        through(proxy, vhost, "gateway", f"{name}-7", **{f"/{vhost.name}": f"/{vhost.name}?heartbeat=7"}),
+    ):
+
+        def heartbeats_s():
+            shown = {one.get("client_properties", {}).get("connection_name"): one.get("timeout")
+                     for one in api(vhost.broker, "GET", f"vhosts/{vhost.name}/connections")}  # fmt: skip
+            return [shown.get(f"{name}-{heartbeat_s}") for heartbeat_s in (10, 7)]
+
+        await eventually(lambda: heartbeats_s() == [10, 7], "both in the console")
+
+
 async def test_failure_06_events_are_heard_again_after_a_half_open_connection(proxy, vhost):
     heard = []
     async with (
         connected(vhost.amqp_url("balancer"), "test", 30) as telling,
-        through(proxy, vhost, "gateway") as connection,
+        through(proxy, vhost, "gateway", **{f"/{vhost.name}": f"/{vhost.name}?heartbeat=1"}) as connection,
         listening(connection, LOAD_TABLE, heard.append),
     ):
         publisher = await Publisher.open(telling, 100)
