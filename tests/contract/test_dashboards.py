@@ -4,8 +4,8 @@ import json
 import re
 from dataclasses import replace
 
+import grid_dashboard
 import pytest
-from harness import grid_dashboard
 from harness.prometheus import ROOT, check_configuration, panels
 
 from services.local.prometheus import Scraped, configuration

@@ -25,7 +25,7 @@ from grafana_foundation_sdk.models.dashboard import (
     ThresholdsMode,
 )
 
-FILE = Path(__file__).resolve().parents[2] / "infra/grafana/dashboards/grid.json"
+FILE = Path(__file__).resolve().parents[1] / "infra/grafana/dashboards/grid.json"
 SOURCE = DataSourceRef(type_val="prometheus", uid="evenload-prometheus")
 RATE = "[$__rate_interval]"
 EVEN_OVER = "[5m]"

@@ -9,7 +9,7 @@ from gateway.settings import GatewaySettings
 from services.settings import CommonSettings, ConsoleSettings, LocalSettings, Settings, env_name
 from substations.settings import SubstationSettings
 
-README = Path(__file__).resolve().parents[2] / "README.md"
+README = Path(__file__).resolve().parents[1] / "README.md"
 BEGIN = "<!-- settings: written by `make readme` -->\n"
 END = "<!-- end of settings -->\n"
 READ_BY: dict[type[Settings], str] = {
