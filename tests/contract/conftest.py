@@ -16,8 +16,19 @@ from services.ledger.states import Reason, faults
 
 @pytest.fixture(params=["sqlite", "postgres"])
 def where(request, tmp_path):
-    """Where an empty ledger may be made: a SQLite file, then the address of a PostgreSQL database."""
-    return tmp_path / "new" / "ledger.sqlite" if request.param == "sqlite" else request.getfixturevalue("postgres_url")
+    """Where a ledger may be made: a SQLite file, then the address of a PostgreSQL database."""
+    is_file = request.param == "sqlite"
+    return tmp_path / "new" / "ledger.sqlite" if is_file else request.getfixturevalue("where_on_postgres")
+
+
+@pytest.fixture
+def where_on_postgres(request):
+    """A database: for a test that opens the ledger at once, one that has its tables already, else an empty one."""
+    if "ledger" not in request.fixturenames:
+        yield request.getfixturevalue("postgres_url")
+        return
+    with request.getfixturevalue("ledger_databases").lent() as url:
+        yield url
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import copy
 import itertools
+import os
 import tempfile
 import threading
 import time
@@ -12,7 +13,6 @@ from typing import NamedTuple
 
 from harness.ledger import HOLDER, LET_THE_WAIT_PASS, SOON_MS, Ledger, histories_in, looking_into, url_of
 from harness.ledger_model import CONNECTORS, REQUESTED_J, WAITING, LedgerModel, PlainLedger
-from harness.postgres import fresh_database
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -401,10 +401,15 @@ class SqliteMachine(LedgerMachine):
 
 
 class PostgresMachine(LedgerMachine):
-    server = None
+    databases = None
 
     def new_ledger(self):
-        return fresh_database(self.server)
+        return self.databases.lent()
+
+
+ON_SQLITE = int(os.environ.get("EVENLOAD_WALKS_SQLITE", "25"))
+ON_POSTGRES = int(os.environ.get("EVENLOAD_WALKS_POSTGRES", "10"))
+"""`make walks` makes more of them."""
 
 
 def walks(count):
@@ -421,9 +426,9 @@ def walks(count):
 
 
 def test_walks_on_sqlite():
-    run_state_machine_as_test(SqliteMachine, settings=walks(100))
+    run_state_machine_as_test(SqliteMachine, settings=walks(ON_SQLITE))
 
 
-def test_walks_on_postgresql(postgres):
-    PostgresMachine.server = postgres
-    run_state_machine_as_test(PostgresMachine, settings=walks(25))
+def test_walks_on_postgresql(ledger_databases):
+    PostgresMachine.databases = ledger_databases
+    run_state_machine_as_test(PostgresMachine, settings=walks(ON_POSTGRES))

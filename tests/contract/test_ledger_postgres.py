@@ -21,8 +21,8 @@ SERVICE = "application_name = 'evenload'"
 
 
 @pytest.fixture
-def where(postgres_url):
-    return postgres_url
+def where(where_on_postgres):
+    return where_on_postgres
 
 
 async def until(condition):

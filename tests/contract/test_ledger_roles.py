@@ -19,6 +19,7 @@ from harness.ledger import (
     progress,
     registration,
 )
+from harness.postgres import empty_ledger, fresh_database
 
 from services.errors import LedgerUnavailable, Misconfigured
 from services.ledger import schema
@@ -31,16 +32,24 @@ from services.messages import Hint
 PASSWORDS = {role: f"{role}'s own $$ \\ secret" for role in ROLES}
 
 
-@pytest.fixture
-def where(postgres_url):
-    return postgres_url
+@pytest.fixture(scope="module")
+def provisioned(postgres):
+    """A database that the owner has provisioned."""
+    with fresh_database(postgres) as url:
+        with psycopg.connect(url, autocommit=True) as owner:
+            owner.execute(provision(PASSWORDS))
+        yield url
 
 
 @pytest.fixture
-async def services(path, postgres):
-    """A ledger as each service's user has it, on tables that the owner has provisioned."""
-    with psycopg.connect(path, autocommit=True) as owner:
-        owner.execute(provision(PASSWORDS))
+def where(provisioned):
+    yield provisioned
+    empty_ledger(provisioned)
+
+
+@pytest.fixture
+async def services(path):
+    """The provisioned ledger as each service's user has it."""
     addresses = {role: address(path, role) for role in ROLES}
     async with contextlib.AsyncExitStack() as stack:
         yield {role: Ledger(await stack.enter_async_context(opened(addresses[role]))) for role in ROLES}
@@ -210,19 +219,21 @@ async def test_provisioning_again_changes_the_password_and_keeps_the_rest(servic
 
     with psycopg.connect(path, autocommit=True) as owner:
         owner.execute(provision({**PASSWORDS, "gateway": "another"}))
-
-    with pytest.raises(psycopg.OperationalError, match="password authentication failed"):
-        psycopg.connect(address(path, "gateway"))
+        try:
+            with pytest.raises(psycopg.OperationalError, match="password authentication failed"):
+                psycopg.connect(address(path, "gateway"))
+        finally:
+            owner.execute(provision(PASSWORDS))
     assert asked(address(path, "balancer"), "SELECT id FROM request") == [("r",)]
 
 
-async def test_a_ledger_that_the_owner_made_by_opening_it_can_be_provisioned_later(path):
-    async with opened(path) as connection:
+async def test_a_ledger_that_the_owner_made_by_opening_it_can_be_provisioned_later(postgres_url):
+    async with opened(postgres_url) as connection:
         await Ledger(connection).accepted("r")
 
-    with psycopg.connect(path, autocommit=True) as owner:
+    with psycopg.connect(postgres_url, autocommit=True) as owner:
         owner.execute(provision(PASSWORDS))
-    async with opened(address(path, "gateway")) as connection:
+    async with opened(address(postgres_url, "gateway")) as connection:
         assert await Ledger(connection).status("r") == Status.ACCEPTED
 
 

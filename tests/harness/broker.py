@@ -18,9 +18,10 @@ from pathlib import Path
 
 from services.broker import topology
 from services.local import leftovers
+from services.local.plan import cache_dir
+from services.local.ports import free_ports
 from services.local.rabbitmq import MEMORY_WATERMARK, BrokerPorts, PrivateBroker, prepare_broker
 from services.local.rabbitmq_programs import find_rabbitmq
-from services.local.stack import cache_dir, free_ports
 from services.settings import LocalSettings
 
 
@@ -190,5 +191,7 @@ def fresh_vhost(broker: PrivateBroker) -> Iterator[Vhost]:
         rights = {"configure": role.configure, "write": role.write, "read": role.read}
         api(broker, "PUT", f"permissions/{name}/{user}", rights)
     api(broker, "POST", f"definitions/{name}", topology.topology())
-    yield Vhost(broker, name)
-    api(broker, "DELETE", f"vhosts/{name}")
+    try:
+        yield Vhost(broker, name)
+    finally:
+        api(broker, "DELETE", f"vhosts/{name}")

@@ -145,7 +145,7 @@ class Onlooker:
     def before_commit(self, _operation):
         pass
 
-    def after_commit(self, operation, _before):
+    def after_commit(self, operation, *_):
         if operation.name in ("assign", "give_back", "end"):
             self._changed_at_s.append(self._area.timeline.now_s)
 
@@ -200,4 +200,4 @@ def running(grid, seed, *, policy="least-utilisation", scrape_interval_s=1.0, lo
             yield area
         finally:
             area.stop()
-            area.ledger.database.close()
+            area.ledger.close()

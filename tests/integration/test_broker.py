@@ -180,6 +180,23 @@ async def test_a_poisoned_hint_is_found_after_three_deliveries_and_its_neighbour
     assert await messages_in(vhost, topology.INTAKE) == 0
 
 
+async def test_a_full_queue_refuses_what_is_new_and_keeps_what_it_has(vhost):
+    [work] = [one for one in topology.POLICIES if one["name"] == "charge-work"]
+    small = {**work, "definition": {**work["definition"], "max-length": 2}}
+    api(vhost.broker, "PUT", f"policies/{vhost.name}/charge-work", small)
+
+    async def publish_many(publisher):
+        for number in range(1_000):  # the broker notices a moment later that its queue is full
+            await publisher.publish_hints(topology.REQUESTS, "", [Hint(f"r{number}", 0)])
+
+    async with publisher_of(vhost, "gateway") as publisher:
+        with pytest.raises(BrokerUnavailable):
+            await publish_many(publisher)
+    async with connected(vhost.amqp_url("operator"), "probe", 30) as connection:
+        queue = await (await connection.channel()).get_queue(topology.INTAKE)
+        assert json.loads((await queue.get(no_ack=True)).body)["hints"] == [["r0", 0]]
+
+
 async def test_while_the_ledger_is_away_nothing_is_requeued(vhost):
     handler = Handler(faults=[LedgerUnavailable("away"), LedgerUnavailable("still away")])
     async with publisher_of(vhost, "gateway") as publisher:

@@ -114,8 +114,10 @@ def test_no_set_of_packages_is_forgotten_here():
 
 @pytest.mark.parametrize("title", COPIES)
 def test_no_unpacked_program_lacks_a_library(title):
+    """One that is installed, or that no test has unpacked here, has nothing to look at."""
     copy = COPIES[title]()
     if copy is None:
+        print(f"{title}: no unpacked copy here")
         return
     programs = [one for one in programs_below(copy.folder) if one.name not in NEVER_LOADED]
     assert missing_libraries(programs, {**os.environ, **copy.environment}) == {}
