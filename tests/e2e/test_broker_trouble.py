@@ -8,7 +8,7 @@ import base64
 import json
 import re
 import signal
-import threading
+import time
 import urllib.error
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
@@ -17,18 +17,22 @@ from types import SimpleNamespace
 
 import aio_pika
 import pytest
-from harness.broker import Vhost, api, running_node
+from harness.broker import Vhost, api, fresh_vhost, running_node
 from harness.stack import Stack, started, until
 from harness.tcp_proxy import TcpProxy
 
 from services.broker import topology
-from services.broker.connection import HEARTBEAT_S
-from services.local.stack import free_ports
+from services.broker.connection import connected
+from services.broker.publisher import Publisher
+from services.errors import BrokerUnavailable
+from services.local.ports import free_ports
+from services.messages import Hint
 
 SERVICES = ("gateway", "balancer", *(f"substation-{one}" for one in ("north", "east", "south", "west")))
 CONNECTIONS = 2 * len(SERVICES)
+HEARTBEAT_S = 3
+"""A silent connection is given up after 12 s; with the usual heartbeat it would take 33 s."""
 AWAY_WITHIN_S = 120.0
-"""Three heartbeats until a silent connection is given up, a failed attempt, and patience for a busy machine."""
 
 
 @pytest.fixture(scope="module")
@@ -37,6 +41,7 @@ def trouble(tmp_path_factory):
     folder = tmp_path_factory.mktemp("trouble")
     with running_node(folder / "broker") as node, TcpProxy(node.broker.ports.amqp) as proxy:
         url = node.broker.amqp_url("operator").replace(f":{node.broker.ports.amqp}/", f":{proxy.port}/")
+        url = f"{url}?heartbeat={HEARTBEAT_S}"
         with started(
             folder / "data",
             free_ports(1)[0],
@@ -119,12 +124,12 @@ def unready_with(stack: Stack, cause: str) -> bool:
 
 def test_failure_04_a_broker_killed_under_load_loses_nothing(at_rest):
     stack, node = at_rest.stack, at_rest.node
-    killer = threading.Timer(1.0, lambda: (node.kill(), node.start()))
-    killer.start()
-    request_ids = stack.submit(80, over_s=4.0, energy_kwh=5)
-    killer.join()
+    with stack.rush(80, over_s=4.0, energy_kwh=5) as rush:
+        rush.until_accepted(20)
+        node.kill()
+        node.start()
 
-    stack.until_ended(request_ids)
+    stack.until_ended(rush.ids())
 
     until(lambda: all(logged(stack, one, "broker_connection_back") for one in SERVICES), "all are back")
 
@@ -141,6 +146,38 @@ def test_failure_05_a_memory_alarm_refuses_nobody_and_loses_nothing(at_rest):
         request_ids += accepted_all(stack, 20)
 
     stack.until_ended(request_ids)
+
+
+async def is_published(publisher: Publisher) -> bool:
+    try:
+        await publisher.publish_hints(topology.REQUESTS, "", [Hint("a", 0)])
+    except BrokerUnavailable:
+        return False
+    return True
+
+
+async def eventually(condition, what: str) -> None:
+    give_up_at = time.monotonic() + AWAY_WITHIN_S
+    while not await condition():
+        assert time.monotonic() < give_up_at, what
+        await asyncio.sleep(0.1)
+
+
+async def test_failure_05_a_connection_that_breaks_while_it_is_blocked_comes_back_when_the_alarm_is_over(trouble):
+    node, broker = trouble.node, trouble.broker
+
+    async def has_connected_again() -> bool:
+        return proxy.accepted >= 2
+
+    with fresh_vhost(broker) as vhost, TcpProxy(broker.ports.amqp) as proxy:
+        url = vhost.amqp_url("gateway").replace(f":{broker.ports.amqp}/", f":{proxy.port}/")
+        async with connected(url, "gateway test", 30) as connection:
+            publisher = await Publisher.open(connection, 100)
+            with node.alarmed():
+                assert not await is_published(publisher)
+                proxy.cut()
+                await eventually(has_connected_again, "a new connection")
+            await eventually(lambda: is_published(publisher), "a confirmed message")
 
 
 def test_failure_06_half_open_connections_are_given_up_and_made_again(at_rest):
@@ -165,7 +202,7 @@ def test_failure_06_a_frozen_broker_holds_up_nobody_not_even_who_leaves(at_rest)
         stack.service("gateway").send_signal(signal.SIGTERM)
         stack.until_said(r"gateway died \(exit code 0\)")
         until(
-            lambda: len(logged(stack, "balancer", "broker_connection_lost")) == lost_before + 2,
+            lambda: len(logged(stack, "balancer", "broker_connection_lost")) >= lost_before + 2,
             "both its connections are given up",
             AWAY_WITHIN_S,
         )
@@ -189,11 +226,9 @@ def test_failure_13_poison_is_quarantined_and_its_neighbours_are_served(at_rest)
 
 def test_failure_14_a_message_past_its_delivery_limit_is_a_dead_letter_and_its_request_is_served(at_rest):
     stack, broker = at_rest.stack, at_rest.broker
-    before = len(dead_letters(broker))
     with stopped(stack, "balancer"):
         request_ids = accepted_all(stack, 5)  # the frozen balancer has one in hand, and cannot say so
         asyncio.run(return_until_dead(broker, topology.INTAKE, 4))
-        until(lambda: len(dead_letters(broker)) == before + 4, "four in the graveyard")
 
     stack.until_ended(request_ids)
 
@@ -202,14 +237,14 @@ def test_failure_14_a_wiped_broker_costs_no_request(at_rest):
     stack, node = at_rest.stack, at_rest.node
     with stopped(stack, "balancer"):
         request_ids = accepted_all(stack, 10)
-        node.stop()
+        node.kill()
         node.wipe()
         node.start()
     until_well(at_rest)  # by then the balancer sees north and east, and sends somebody there
     with stopped(stack, "substation-north", "substation-east"):
         request_ids += accepted_all(stack, 10)
         until(lambda: any(assigned(stack, one) for one in request_ids), "somebody's message waits for the frozen")
-        node.stop()
+        node.kill()
         node.wipe()
         node.start()
 
@@ -238,21 +273,19 @@ def publish(broker, exchange: str, key: str, body: bytes) -> None:
 
 
 async def return_until_dead(broker, queue: str, messages: int) -> None:
-    """Return each delivery of a queue until `messages` of them are past their limit."""
+    """Return every delivery of a queue until `messages` of them have passed their limit."""
+    before = len(dead_letters(broker))
     async with await aio_pika.connect(Vhost(broker, topology.VHOST).amqp_url("operator")) as connection:
         channel = await connection.channel()
         await channel.set_qos(prefetch_count=messages)
-        returns = 0
-        enough = asyncio.Event()
 
-        async def give_back(message) -> None:
-            nonlocal returns
+        async def return_one(message) -> None:
             await message.nack(requeue=True)
-            returns += 1
-            if returns == messages * (topology.DELIVERY_LIMIT + 1):
-                enough.set()
 
         found = await channel.get_queue(queue, ensure=False)
-        await found.consume(give_back)
-        async with asyncio.timeout(60):
-            await enough.wait()
+        await found.consume(return_one)
+
+        async def have_died() -> bool:
+            return len(await asyncio.to_thread(dead_letters, broker)) >= before + messages
+
+        await eventually(have_died, f"{messages} dead letters")

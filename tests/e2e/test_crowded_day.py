@@ -10,16 +10,20 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-from harness.broker import fresh_vhost
 from harness.stack import Stack, started, until
 
 from services.ledger.states import Reason
-from services.local.stack import free_ports
+from services.local.ports import free_ports
 
-SPEED = 300
-REQUESTS = 500
-CONNECTORS, BAYS = 160, 40
-HASTY_S = 15
+SPEED = 450
+REQUESTS = 250
+SUBSTATIONS = ("north", "east", "south", "west")
+CONNECTORS, BAYS = 80, 20
+GRID = 'name = "crowded"\n' + "".join(
+    f'[[substation]]\nid = "{one}"\nrated_kva = 250\nconnectors = {CONNECTORS // len(SUBSTATIONS)}\n'
+    for one in SUBSTATIONS
+)
+HASTY_S = 7
 ON_ITS_WAY_MS = 1_000
 """A message may be under way so long without anybody being overtaken."""
 
@@ -37,7 +41,7 @@ class Line:
 
 @dataclass
 class Day:
-    """500 requests at once, what was told of them meanwhile, and what the ledger says of them at the end."""
+    """All requests at once, what was told of them meanwhile, and what the ledger says of them at the end."""
 
     rank: dict[str, tuple[int, int, int]]
     lines: list[Line]
@@ -109,24 +113,28 @@ def watch_waits(stack: Stack, day: Day) -> None:
 
 
 @pytest.fixture(scope="module")
-def day(tmp_path_factory, broker):
-    data = tmp_path_factory.mktemp("crowded") / "data"
-    with fresh_vhost(broker) as vhost:
-        settings = {"EVENLOAD_AMQP_URL": vhost.amqp_url("operator"), "EVENLOAD_SPEED": str(SPEED)}
-        with started(data, free_ports(1)[0], **settings) as stack:
-            stack.until_up()
-            request_ids = submit(stack)
-            full_since, positions = until(lambda: look_at_positions(stack), "a moment in which nothing changes")
-            kept = Day({}, [], {}, full_since, positions)
-            watch_waits(stack, kept)
-            stack.until_ended(request_ids)
-            columns = "id, priority, wait_until_ms, arrival, status, reason, claimed_at_ms"
-            for row in query(stack, f"SELECT {columns} FROM request"):
-                kept.rank[row[0]] = (-row[1], row[2], row[3])
-                kept.rows[row[0]] = dict(zip(columns.split(", "), row, strict=True))
-            sql = "SELECT number, at_ms, request_id, status, substation FROM transition ORDER BY number"
-            kept.lines = [Line(*row) for row in query(stack, sql)]
-            yield kept
+def day(tmp_path_factory, module_vhost):
+    folder = tmp_path_factory.mktemp("crowded")
+    (folder / "grid.toml").write_text(GRID)
+    settings = {
+        "EVENLOAD_AMQP_URL": module_vhost.amqp_url("operator"),
+        "EVENLOAD_GRID": str(folder / "grid.toml"),
+        "EVENLOAD_SPEED": str(SPEED),
+    }
+    with started(folder / "data", free_ports(1)[0], **settings) as stack:
+        stack.until_up()
+        request_ids = submit(stack)
+        full_since, positions = until(lambda: look_at_positions(stack), "a moment in which nothing changes")
+        kept = Day({}, [], {}, full_since, positions)
+        watch_waits(stack, kept)
+        stack.until_ended(request_ids)
+        columns = "id, priority, wait_until_ms, arrival, status, reason, claimed_at_ms"
+        for row in query(stack, f"SELECT {columns} FROM request"):
+            kept.rank[row[0]] = (-row[1], row[2], row[3])
+            kept.rows[row[0]] = dict(zip(columns.split(", "), row, strict=True))
+        sql = "SELECT number, at_ms, request_id, status, substation FROM transition ORDER BY number"
+        kept.lines = [Line(*row) for row in query(stack, sql)]
+        return kept
 
 
 def overtaken(day: Day, since: int, waits_in: str, leaves_to: str) -> tuple[int, list[str]]:
@@ -174,21 +182,21 @@ def test_all_end_and_what_waited_too_long_says_so(day):
 def test_nothing_is_claimed_past_its_wait_until(day):
     claimed = [row for row in day.rows.values() if row["claimed_at_ms"] is not None]
 
-    assert len(claimed) > REQUESTS - 100
+    assert len(claimed) > REQUESTS - 50
     assert all(row["claimed_at_ms"] < row["wait_until_ms"] for row in claimed)
 
 
 def test_who_waited_left_the_room_in_the_order_of_priority_deadline_and_arrival(day):
     left, faults = overtaken(day, day.full_since, "accepted", "assigned")
 
-    assert left >= 200
+    assert left >= 100
     assert faults == []
 
 
 def test_bays_are_left_for_connectors_in_the_same_order(day):
     left, faults = overtaken(day, 0, "assigned", "charging")
 
-    assert left >= REQUESTS - 100
+    assert left >= REQUESTS - 50
     assert faults == []
 
 
@@ -208,6 +216,6 @@ def test_expected_waits_were_within_a_factor_of_two_for_half_of_them_or_better(d
     ]
     good = [1 for told_s, was_s in judged if abs(told_s - was_s) <= 1 or 0.5 <= told_s / max(was_s, 0.001) <= 2]
 
-    assert len(judged) >= 50
+    assert len(judged) >= 25
     print(f"expected wait within a factor 2: {len(good)} of {len(judged)}")
     assert len(good) >= len(judged) / 2, judged

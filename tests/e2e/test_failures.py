@@ -2,31 +2,22 @@
 
 import json
 import signal
-import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from harness.beside import ISLAND, beside
+from harness.beside import beside, island
 from harness.stack import Stack, readiness, started, until
 
-from services.local.stack import free_ports
+from services.local.ports import free_ports
 
 KILLED = -signal.SIGKILL
 SPEED = 600
 
 
 @pytest.fixture(scope="module")
-def island(stack):
-    """The settings of a substation beside the stack's own, in a zone of its own."""
-    grid = stack.data.parent / "island.toml"
-    grid.write_text(ISLAND)
-    return {"EVENLOAD_GRID": str(grid), "EVENLOAD_SUBSTATION_IDS": "island"}
-
-
-@pytest.fixture(scope="module")
-def stack(tmp_path_factory):
-    data = tmp_path_factory.mktemp("failures") / "data"
-    with started(data, free_ports(1)[0], EVENLOAD_SPEED=str(SPEED)) as one:
+def stack(tmp_path_factory, module_vhost):
+    settings = {"EVENLOAD_SPEED": str(SPEED), "EVENLOAD_AMQP_URL": module_vhost.amqp_url("operator")}
+    with started(tmp_path_factory.mktemp("failures") / "data", free_ports(1)[0], **settings) as one:
         yield one.until_up()
 
 
@@ -86,30 +77,46 @@ def test_failure_7_a_balancer_killed_on_the_way_from_choice_to_ack_doubles_and_l
     stack.until_ended(request_ids)
 
 
-@pytest.mark.parametrize(
-    "place",
-    ["substation.claimed", "substation.started", "substation.ended", "heartbeat.sent:6", "heartbeat.applied:6"],
+CRASHES_OF_A_SUBSTATION = (
+    "substation.claimed",
+    "substation.started",
+    "substation.ended",
+    "heartbeat.sent:6",
+    "heartbeat.applied:6",
 )
-def test_failure_9_a_substation_killed_at_any_step_goes_on_with_its_sessions_at_its_return(stack, island, place):
-    request_ids = stack.submit(3, energy_kwh=4, max_power_kw=11, zone="island")
-    with beside(stack, "substations", **island, EVENLOAD_CRASH_POINT=place) as doomed:
-        assert doomed.process.wait(60) == KILLED
-    with beside(stack, "substations", **island):
-        stack.until_ended(request_ids)
-    for one in request_ids:
-        answer = stack.get(f"/charge-requests/{one}")[1]
-        assert (answer["status"], answer["energy_delivered_kwh"]) == ("completed", 4)
+
+
+@pytest.fixture(scope="module")
+def crashed(stack):
+    """What became of requests whose substation was killed at each place; all at once, because each has its own zone."""
+
+    def crash(number: int, place: str) -> list[dict]:
+        substation = island(stack, f"island-{number}")
+        request_ids = stack.submit(3, energy_kwh=4, max_power_kw=11, zone=f"island-{number}")
+        with beside(stack, "substations", **substation, EVENLOAD_CRASH_POINT=place) as doomed:
+            assert doomed.process.wait(60) == KILLED
+        with beside(stack, "substations", **substation):
+            stack.until_ended(request_ids)
+        return [stack.get(f"/charge-requests/{one}")[1] for one in request_ids]
+
+    with ThreadPoolExecutor(len(CRASHES_OF_A_SUBSTATION)) as pool:
+        runs = [pool.submit(crash, *one) for one in enumerate(CRASHES_OF_A_SUBSTATION)]
+    return dict(zip(CRASHES_OF_A_SUBSTATION, runs, strict=True))
+
+
+@pytest.mark.parametrize("place", CRASHES_OF_A_SUBSTATION)
+def test_failure_9_a_substation_killed_at_any_step_goes_on_with_its_sessions_at_its_return(crashed, place):
+    answers = crashed[place].result()
+
+    assert [(one["status"], one["energy_delivered_kwh"]) for one in answers] == [("completed", 4)] * 3
 
 
 @pytest.mark.parametrize("place", ["sweep.read", "sweep.swept"])
-def test_failure_10_a_sweep_that_is_killed_is_done_by_the_next_balancer(stack, island, place):
+def test_failure_10_a_sweep_that_is_killed_is_done_by_the_next_balancer(stack, place):
     own = stack.service("balancer")
-    with beside(stack, "substations", **island) as lost:
-        request_ids = stack.submit(3, energy_kwh=100, max_power_kw=11, zone="island")
-        until(
-            lambda: all(stack.get(f"/charge-requests/{one}")[1]["status"] == "charging" for one in request_ids),
-            "claims",
-        )
+    with beside(stack, "substations", **island(stack, "lost")) as lost:
+        request_ids = stack.submit(3, energy_kwh=100, max_power_kw=11, zone="lost")
+        stack.until_charging(request_ids)
         own.suspend()
         try:
             with beside(stack, "balancer", EVENLOAD_CRASH_POINT=place) as doomed:
@@ -130,10 +137,14 @@ def test_failure_10_a_sweep_that_is_killed_is_done_by_the_next_balancer(stack, i
 
 
 def test_failure_27_of_a_cancel_that_races_claim_and_finish_one_wins_and_the_answer_says_which(stack):
+    later = ("assigned", "charging", "completed")
+
     def race(number: int) -> tuple[str, set[tuple[int, str]]]:
         gateway = (stack, other)[number % 2]
         path = f"/charge-requests/{gateway.post(vehicle_id=f'EV-row-27-{number}', energy_kwh=1)[1]['request_id']}"
-        time.sleep(number % 15 * 0.1)  # from at once to past the end of a session of half a second
+        # At once, on its way, in the midst of its session of half a second, and at its end.
+        reached = (("accepted", *later), later, later[1:], later[2:])[number % 4]
+        until(lambda: gateway.get(path)[1].get("status") in reached, reached[0])
         with ThreadPoolExecutor(2) as both:
             answers = [both.submit(one.request, "DELETE", path) for one in (stack, other)]
         return path, {(one.result()[0], one.result()[1]["status"]) for one in answers}
@@ -156,25 +167,27 @@ def test_failure_27_of_a_cancel_that_races_claim_and_finish_one_wins_and_the_ans
     assert len({said for answers in told.values() for _, said in answers}) > 1
 
 
-@pytest.mark.parametrize("victim", ["gateway", "balancer", "substation-north"])
-def test_failure_25_a_service_told_to_end_under_load_turns_unready_settles_and_leaves_with_0(stack, victim):
-    process = stack.service(victim)
-    admin_port = stack.admin_port(victim)
-    said_before = len(stack.said_by(victim))
-    assert readiness(admin_port)[0] == 200
-    with ThreadPoolExecutor(1) as clients:
-        rush = clients.submit(stack.submit, 200, over_s=4.0, energy_kwh=2, max_power_kw=11)
-        time.sleep(1.5)  # in the midst of it
+def test_failure_25_services_told_to_end_under_load_turn_unready_settle_and_leave_with_0(stack):
+    victims = ("gateway", "balancer", "substation-north")
+    said_before = {one: len(stack.said_by(one)) for one in victims}
+    assert {readiness(stack.admin_port(one))[0] for one in victims} == {200}
+    with stack.rush(200, over_s=6.0, energy_kwh=2, max_power_kw=11) as rush:
+        for number, victim in enumerate(victims):
+            rush.until_accepted(40 * (number + 1))
+            assert not rush.is_over
 
-        process.terminate()
-        stack.until_said(rf"{victim} died \(exit code 0\)", within_s=10)
-        request_ids = rush.result(60)
+            stack.service(victim).terminate()
+            stack.until_said(rf"{victim} died \(exit code 0\)", within_s=10)
+    request_ids = rush.ids()
 
-    def events() -> list[str]:
-        return [line["event"] for line in stack.said_by(victim)[said_before:]]
+    def events(victim: str) -> list[str]:
+        return [line["event"] for line in stack.said_by(victim)[said_before[victim] :]]
 
-    until(lambda: "service_ready" in events(), f"{victim} has started again")
-    assert "drain_cut_short" not in events()
-    assert events().index("drain_started") < events().index("service_drained") < events().index("service_ready")
+    for victim in victims:
+        until(lambda victim=victim: "service_ready" in events(victim), f"{victim} has started again")
+        said = events(victim)
+        assert "drain_cut_short" not in said
+        assert said.index("drain_started") < said.index("service_drained") < said.index("service_ready")
     stack.until_ended(request_ids)
-    until(lambda: readiness(admin_port)[0] == 200, f"{victim} ready again")
+    for victim in victims:
+        until(lambda victim=victim: readiness(stack.admin_port(victim))[0] == 200, f"{victim} ready again")

@@ -1,5 +1,6 @@
 """From bare: what is missing is named in one line, and the built wheel runs outside the tree."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -8,7 +9,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from harness.stack import ROOT, started
+from harness.stack import ROOT, started, until
 
 from services.errors import Misconfigured
 from services.local import rabbitmq_programs
@@ -63,9 +64,13 @@ def test_a_missing_tool_is_told_by_the_ci_script_with_its_package(tmp_path, tool
 
 def test_without_network_and_cache_the_missing_broker_is_named_with_its_cures(tmp_path, monkeypatch):
     unreachable = tmp_path / "apt.conf"
-    unreachable.write_text('Acquire::http::Proxy "http://127.0.0.1:9"; Acquire::https::Proxy "http://127.0.0.1:9";\n')
+    unreachable.write_text(
+        'Acquire::http::Proxy "http://127.0.0.1:9"; Acquire::https::Proxy "http://127.0.0.1:9"; '
+        'Acquire::Retries::Delay "false";\n'
+    )
     monkeypatch.setenv("APT_CONFIG", str(unreachable))
-    monkeypatch.setattr(rabbitmq_programs, "_installed", lambda: None)
+    which = shutil.which
+    monkeypatch.setattr(shutil, "which", lambda name: None if name in ("erl", "epmd") else which(name))
     with pytest.raises(Misconfigured) as refused:
         rabbitmq_programs.find_rabbitmq(tmp_path / "cache", print)
     assert "fetching package lists failed" in str(refused.value)
@@ -73,7 +78,7 @@ def test_without_network_and_cache_the_missing_broker_is_named_with_its_cures(tm
     assert [one.suffix for one in (tmp_path / "cache").iterdir()] == [".lock"]
 
 
-def test_the_built_wheel_runs_outside_the_tree(tmp_path, port, vhost):
+def test_the_built_wheel_runs_outside_the_tree_and_tells_programs_where_everything_is(tmp_path, port, vhost):
     subprocess.run(
         [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", tmp_path / "dist"], cwd=ROOT, check=True
     )
@@ -93,8 +98,17 @@ def test_the_built_wheel_runs_outside_the_tree(tmp_path, port, vhost):
         [*python, where], cwd=tmp_path, env={**os.environ, **environment}, capture_output=True, text=True, check=True
     )
     assert all(path.startswith(str(site)) for path in found.stdout.split())
-    command = [sys.executable, "-c", "import services.cli.main as it; it.main()", "up"]
-    with started(tmp_path / "data", port, command=command, cwd=tmp_path, **environment) as stack:
-        stack.until_up()
+    command = [sys.executable, "-c", "import services.cli.main as it; it.main()", "up", "--json"]
+    errors = tmp_path / "errors"
+    with started(tmp_path / "data", port, command=command, cwd=tmp_path, errors=errors, **environment) as stack:
+        running = json.loads(stack.until_said(r'(?m)^\{.*"gateway_url".*\}$').group())
+        assert running["gateway_url"] == stack.url
+        assert running["supervisor_pid"] == stack.process.pid
+        assert running["prometheus_url"] is None
+        assert {"gateway", "balancer", "substation-north"} <= running["pids"].keys()
+        until(lambda: len(stack.get("/substations")[1]["items"]) == 4, "a load table of all substations")
         [request_id] = stack.submit(1, energy_kwh=0.2, max_power_kw=11)
         stack.until_ended([request_id])
+        assert stack.stop() == 0
+    assert [json.loads(line) for line in stack.lines] == [running]
+    assert "everything is down" in errors.read_text()

@@ -7,7 +7,6 @@ import signal
 import sqlite3
 import time
 import urllib.request
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
 
 import psutil
@@ -18,19 +17,23 @@ from harness.stack import Stack, readiness, started, until
 from harness.tick_trace import logged
 
 from services.ledger.sqlite import lock_path
-from services.ledger.states import faults
+from services.ledger.states import Status, faults
 from services.local import locks
-from services.local.stack import free_ports
+from services.local.ports import free_ports
 
 SPEED = 600
 SERVICES = ("gateway", "balancer", "substation-north", "substation-east", "substation-south", "substation-west")
 
 
 @pytest.fixture(scope="module")
-def stack(tmp_path_factory):
+def stack(tmp_path_factory, module_vhost):
     data = tmp_path_factory.mktemp("trouble") / "data"
-    address = f"sqlite:///{data.absolute() / 'ledger' / 'ledger.sqlite'}"
-    with started(data, free_ports(1)[0], EVENLOAD_SPEED=str(SPEED), EVENLOAD_LEDGER_URL=address) as one:
+    settings = {
+        "EVENLOAD_AMQP_URL": module_vhost.amqp_url("operator"),
+        "EVENLOAD_LEDGER_URL": f"sqlite:///{data.absolute() / 'ledger' / 'ledger.sqlite'}",
+        "EVENLOAD_SPEED": str(SPEED),
+    }
+    with started(data, free_ports(1)[0], **settings) as one:
         yield one.until_up()
 
 
@@ -89,18 +92,17 @@ def moved(folder):
 def test_failure_24_while_the_ledger_is_away_nothing_is_accepted_and_all_goes_on_when_it_is_back(stack, trouble):
     pids = {name: stack.service(name).pid for name in SERVICES}
     lines = {name: len(stack.said_by(name)) for name in SERVICES}
-    with ThreadPoolExecutor(1) as clients:
-        rush = clients.submit(stack.submit, 80, over_s=4.0, energy_kwh=2, max_power_kw=11)
-        until(lambda: stack.get("/substations")[1]["requests"]["charging"], "a rush under way")
+    with stack.rush(80, over_s=4.0, energy_kwh=2, max_power_kw=11) as rush:
+        until(lambda: stack.listed(Status.CHARGING), "a rush under way")
         began_s = time.monotonic()
         with trouble(stack.data / "ledger"):
             for name in SERVICES:
                 until(lambda name=name: readiness(stack.admin_port(name))[0] == 503, f"{name} to notice")
             assert_refused(stack)
             assert "the ledger cannot be written" in readiness(stack.admin_port("gateway"))[1]
-            assert not rush.done()
+            assert not rush.is_over
         away_s = time.monotonic() - began_s
-        request_ids = rush.result(90) + stack.submit(1)
+        request_ids = rush.ids() + stack.submit(1)
 
     for name in SERVICES:
         until(lambda name=name: readiness(stack.admin_port(name))[0] == 200, f"{name} ready again")
@@ -120,7 +122,9 @@ def full_disk(request, tmp_path):
         yield tmp_path / "disk", disk
 
 
-def test_failure_23_a_full_disk_is_told_and_survived_and_room_is_all_that_it_takes_to_go_on(full_disk, tmp_path, port):
+def test_failure_23_a_full_disk_is_told_and_survived_and_room_is_all_that_it_takes_to_go_on(
+    full_disk, tmp_path, port, vhost
+):
     folder, disk = full_disk
     (folder / "logs").mkdir()
     (tmp_path / "data").mkdir()
@@ -129,12 +133,14 @@ def test_failure_23_a_full_disk_is_told_and_survived_and_room_is_all_that_it_tak
         "EVENLOAD_LEDGER_URL": f"sqlite:///{folder / 'ledger.sqlite'}",
         "EVENLOAD_SUBSTATION_TICK_LOG": str(folder / "ticks"),
         "EVENLOAD_SPEED": str(SPEED),
+        "EVENLOAD_AMQP_URL": vhost.amqp_url("operator"),
     }
-    with started(tmp_path / "data", port, **settings) as stack, ThreadPoolExecutor(1) as clients:
-        stack.until_up()
+    with (
+        started(tmp_path / "data", port, **settings) as stack,
+        stack.until_up().rush(80, over_s=4.0, energy_kwh=4, max_power_kw=11) as rush,
+    ):
         pids = {name: stack.service(name).pid for name in SERVICES}
-        rush = clients.submit(stack.submit, 80, over_s=4.0, energy_kwh=4, max_power_kw=11)
-        until(lambda: stack.get("/substations")[1]["requests"]["charging"], "a rush under way")
+        until(lambda: stack.listed(Status.CHARGING), "a rush under way")
         disk.fill(stack)
         try:
             until(lambda: readiness(stack.admin_port("gateway"))[0] == 503, "the gateway to notice")
@@ -145,7 +151,7 @@ def test_failure_23_a_full_disk_is_told_and_survived_and_room_is_all_that_it_tak
             assert_sound(folder / "ledger.sqlite")
         finally:
             disk.free(stack)
-        request_ids = rush.result(90) + stack.submit(1)
+        request_ids = rush.ids() + stack.submit(1)
         stack.until_ended(request_ids)
         for name in SERVICES:
             until(lambda name=name: readiness(stack.admin_port(name))[0] == 200, f"{name} ready again")
@@ -172,8 +178,7 @@ def returned_to_queue(stack: Stack, instance: str) -> float:
 def test_a_writer_frozen_inside_a_transaction_is_killed_and_everybody_writes_again(stack, victim):
     ledger = stack.data / "ledger" / "ledger.sqlite"
     process = stack.service(victim)
-    with ThreadPoolExecutor(1) as clients:
-        rush = clients.submit(stack.submit, 100, over_s=4.0, energy_kwh=2, max_power_kw=11)
+    with stack.rush(60, over_s=3.0, energy_kwh=2, max_power_kw=11) as rush:
         freeze_inside_a_transaction(process, lock_path(ledger))
         try:
             stack.until_said(rf"{victim} \(pid {process.pid}\) has stood still on the ledger's lock", 30)
@@ -181,7 +186,7 @@ def test_a_writer_frozen_inside_a_transaction_is_killed_and_everybody_writes_aga
         finally:
             with suppress(psutil.NoSuchProcess):
                 process.send_signal(signal.SIGCONT)
-        request_ids = rush.result(60) + stack.submit(1)
+        request_ids = rush.ids() + stack.submit(1)
     stack.until_ended(request_ids)
     assert until(lambda: stack.service(victim), f"{victim} back again").pid != process.pid
     assert_sound(ledger)

@@ -7,7 +7,7 @@ import socket
 import psutil
 from harness.stack import Stack, marked, started, until
 
-from services.local.stack import free_ports
+from services.local.ports import free_ports
 
 GONE_WITHIN_S = 60.0
 
@@ -40,10 +40,9 @@ def test_requests_survive_however_the_stack_ends(tmp_path, port, vhost):
     data = tmp_path / "data"
     with started(data, port) as stack:
         stack.until_up()
-        # 2 kWh at 3 kW: 40 s at speed 60, so that the ends of the stack find sessions charging.
-        request_ids = stack.submit(8, energy_kwh=2, max_power_kw=3)
-        statuses = [f"/charge-requests/{one}" for one in request_ids]
-        until(lambda: all(stack.get(one)[1]["status"] == "charging" for one in statuses), "claims")
+        # 20 kWh at 3 kW: 400 s at speed 60, so that each end of the stack finds sessions that charge.
+        request_ids = stack.submit(8, energy_kwh=20, max_power_kw=3)
+        stack.until_charging(request_ids)
         ports = listening_ports(stack.processes())
         assert stack.port in ports
 
@@ -59,6 +58,7 @@ def test_requests_survive_however_the_stack_ends(tmp_path, port, vhost):
 
     with started(data, port) as stack:
         stack.until_up()
+        stack.until_charging(request_ids)
         until(lambda: sum(one["sessions"] for one in stack.get("/substations")[1]["items"]) == 8, "8 resumed sessions")
         ports = listening_ports(stack.processes())
         supervisor(stack).kill()
@@ -79,10 +79,14 @@ def test_requests_survive_however_the_stack_ends(tmp_path, port, vhost):
     with started(data, port, **other_broker) as stack:
         stack.until_said("left behind")
         stack.until_up()
+        stack.until_charging(request_ids)
+        for one in request_ids:
+            assert stack.request("DELETE", f"/charge-requests/{one}")[0] == 202
         stack.until_ended(request_ids + more)
+        assert {stack.history(one)[-1].status for one in request_ids} == {"stopped"}
 
 
-def test_a_stack_whose_addresses_stand_in_files(tmp_path, port, vhost):
+def test_a_stack_whose_addresses_stand_in_files_shows_every_substation_once_it_is_up(tmp_path, port, vhost):
     values = {
         "EVENLOAD_AMQP_URL": vhost.amqp_url("operator"),
         "EVENLOAD_LEDGER_URL": f"sqlite:///{tmp_path / 'elsewhere.sqlite'}",
@@ -90,9 +94,18 @@ def test_a_stack_whose_addresses_stand_in_files(tmp_path, port, vhost):
     }
     for name, value in values.items():
         (tmp_path / name).write_text(f"{value}\n")
-    with started(tmp_path / "data", port, **{f"{name}_FILE": str(tmp_path / name) for name in values}) as stack:
-        stack.until_up()
-        stack.until_ended(stack.submit(4, energy_kwh=1))
+    files = {f"{name}_FILE": str(tmp_path / name) for name in values}
+    prometheus = tmp_path / "prometheus"  # one that does not start, which keeps no stack from running
+    prometheus.write_text('#!/bin/sh\ncase "$1" in --version) echo "prometheus, version 9";; *) exit 2;; esac\n')
+    prometheus.chmod(0o755)
+    # Scraped so seldom that a substation that is missing from the table by then would be missing for long.
+    settings = {"EVENLOAD_BALANCER_SCRAPE_INTERVAL_S": "10", "EVENLOAD_PROMETHEUS": str(prometheus)}
+    with started(tmp_path / "data", port, **settings, **files) as stack:
+        stack.until_said(r"pids +\S+ \d+")
+        assert "going on without Prometheus: prometheus refuses to start" in stack.output
+        items = stack.get("/substations")[1]["items"]
+        assert {one["substation"] for one in items} == {"north", "east", "south", "west"}
+        stack.until_ended(stack.submit(4, energy_kwh=0.5))
 
     assert "using the broker of EVENLOAD_AMQP_URL" in stack.output
     assert (tmp_path / "elsewhere.sqlite").exists()

@@ -10,7 +10,7 @@ from harness.stack import Stack, started, until
 from harness.witnessed import assert_nothing_doubled, witnessed_kwh
 
 from services.ledger.states import TERMINAL
-from services.local.stack import free_ports
+from services.local.ports import free_ports
 
 # Longer than by default: who is killed must be able to come back within it on a slow machine.
 LEASE_S, MARGIN_S = 8, 1.6
@@ -25,9 +25,13 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def stack(folder):
-    witness = {"EVENLOAD_SUBSTATION_WITNESS": str(folder / "witness"), "EVENLOAD_LEASE_S": str(LEASE_S)}
-    with started(folder / "data", free_ports(1)[0], **witness) as one:
+def stack(folder, module_vhost):
+    settings = {
+        "EVENLOAD_AMQP_URL": module_vhost.amqp_url("operator"),
+        "EVENLOAD_SUBSTATION_WITNESS": str(folder / "witness"),
+        "EVENLOAD_LEASE_S": str(LEASE_S),
+    }
+    with started(folder / "data", free_ports(1)[0], **settings) as one:
         yield one.until_up()
 
 
@@ -35,7 +39,7 @@ def stack(folder):
 def charging(stack):
     """Requests that charge at all substations, cancelled at the end."""
     ids = stack.submit(20, energy_kwh=LONG_KWH, max_power_kw=11)
-    until(lambda: all(stack.get(f"/charge-requests/{one}")[1]["status"] == "charging" for one in ids), "20 claims")
+    stack.until_charging(ids)
     yield ids
     for one in ids:
         stack.request("DELETE", f"/charge-requests/{one}")
@@ -79,7 +83,7 @@ def test_failure_10_11_16_a_frozen_substation_loses_everything_to_the_others_and
     finally:
         process.resume()
     until(lambda: stack.get(f"/substations/{victim}")[1]["has_lease"], "the substation's return")
-    more = stack.submit(40, energy_kwh=1, max_power_kw=11)
+    more = stack.submit(40, energy_kwh=0.5, max_power_kw=11)
     stack.until_ended(more)
     assert any(told(stack, one)["substation"] == victim for one in more)
     assert_nothing_doubled(folder / "witness")
@@ -180,8 +184,8 @@ def test_orders_for_a_stranger_are_refused(stack):
 
 
 def test_failure_26_a_drained_substation_empties_loses_nothing_and_returns(stack):
-    ids = stack.submit(30, energy_kwh=3, max_power_kw=11)
-    until(lambda: all(told(stack, one)["status"] == "charging" for one in ids), "30 claims")
+    ids = stack.submit(30, energy_kwh=2, max_power_kw=11)
+    stack.until_charging(ids)
     drain = subprocess.run(
         [".venv/bin/evenload", "drain", "north", "--url", stack.url, "--within", "120"],
         capture_output=True,
@@ -192,7 +196,7 @@ def test_failure_26_a_drained_substation_empties_loses_nothing_and_returns(stack
     assert drain.returncode == 0, drain.stderr
     assert "north is Inoperative" in drain.stdout
 
-    more = stack.submit(20, energy_kwh=1, max_power_kw=11)
+    more = stack.submit(20, energy_kwh=0.5, max_power_kw=11)
     stack.until_ended([*ids, *more])
     assert not [one for one in more if told(stack, one)["substation"] == "north"]
     assert {told(stack, one)["status"] for one in [*ids, *more]} == {"completed"}
@@ -200,7 +204,7 @@ def test_failure_26_a_drained_substation_empties_loses_nothing_and_returns(stack
     assert put(stack, "north", "operational", {"status": "Operative"})[0] == 202
     until(lambda: applied(stack, "north"), "its return", 10)
     until(lambda: stack.get("/substations/north")[1]["status"] == "Operative", "its reading")
-    again = stack.submit(8, energy_kwh=1, max_power_kw=11)
+    again = stack.submit(8, energy_kwh=0.5, max_power_kw=11)
     stack.until_ended(again)
     assert [one for one in again if told(stack, one)["substation"] == "north"]
 

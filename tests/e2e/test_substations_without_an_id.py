@@ -4,7 +4,7 @@ import signal
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from harness.broker import api, fresh_vhost
+from harness.broker import api
 from harness.fleet import fleet
 from harness.stack import readiness, until
 from harness.witnessed import assert_nothing_doubled
@@ -26,15 +26,9 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def vhost(broker):
-    with fresh_vhost(broker) as one:
-        yield one
-
-
-@pytest.fixture(scope="module")
-def stack(folder, vhost):
+def stack(folder, module_vhost):
     witness = str(folder / "witness")
-    with fleet(folder, vhost, EVENLOAD_LEASE_S=LEASE_S, EVENLOAD_SUBSTATION_WITNESS=witness) as one:
+    with fleet(folder, module_vhost, EVENLOAD_LEASE_S=LEASE_S, EVENLOAD_SUBSTATION_WITNESS=witness) as one:
         one.start_substations(6)
         until(lambda: table(one) == SIX, "all six in the load table")
         yield one
@@ -92,13 +86,14 @@ def test_six_take_the_grid_files_four_and_two_more_and_all_are_used(stack):
     assert {(one["limit_kw"], one["connectors"]) for one in lines} == {(304, 40)}
 
 
-def test_connections_and_consumers_are_named_after_the_substation(stack, vhost):
+def test_connections_and_consumers_are_named_after_the_substation(stack, module_vhost):
     def names():
-        return {one["client_properties"].get("connection_name") for one in api(vhost.broker, "GET", "connections")}
+        found = api(module_vhost.broker, "GET", f"vhosts/{module_vhost.name}/connections")
+        return {one.get("client_properties", {}).get("connection_name") for one in found}
 
     until(lambda: {f"substation-{one} {use}" for one in SIX for use in ("publish", "consume")} <= names(), "all names")
     for one in SIX:
-        [consumer] = vhost.queue(topology.substation_queue(one))["consumer_details"]
+        [consumer] = module_vhost.queue(topology.substation_queue(one))["consumer_details"]
         assert consumer["consumer_tag"] == f"substation-{one} {one}"
 
 

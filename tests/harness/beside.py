@@ -6,26 +6,27 @@ from contextlib import contextmanager
 
 from harness.stack import ROOT, Api, Stack, readiness, until
 
-from services.local.stack import PYTHON_MODULE, free_ports
+from services.local.ports import free_ports
+from services.local.stack import PYTHON_MODULE
 
-ISLAND = """
-name = "island"
-[[substation]]
-id = "island"
-zone = "island"
-rated_kva = 100
-limit_kw = 80
-connectors = 10
-"""
-"""A grid file of one substation in a zone of its own, beside the stack's."""
+
+def island(stack: Stack, substation: str) -> dict[str, str]:
+    """The settings of one more substation, in a zone of its own that has its name."""
+    grid = stack.data.parent / f"{substation}.toml"
+    grid.write_text(
+        f'name = "{substation}"\n[[substation]]\nid = "{substation}"\nzone = "{substation}"\n'
+        "rated_kva = 100\nlimit_kw = 80\nconnectors = 10\n"
+    )
+    return {"EVENLOAD_GRID": str(grid), "EVENLOAD_SUBSTATION_IDS": substation}
 
 
 class Beside(Api):
     """The process; a gateway can be asked, too."""
 
-    def __init__(self, process: subprocess.Popen[bytes], port: int) -> None:
+    def __init__(self, process: subprocess.Popen[bytes], port: int, admin_port: int) -> None:
         super().__init__(f"http://127.0.0.1:{port}")
         self.process = process
+        self.admin_port = admin_port
 
 
 @contextmanager
@@ -51,7 +52,7 @@ def beside(stack: Stack, package: str, **environment: str) -> Iterator[Beside]:
         )
     try:
         until(lambda: process.poll() is not None or readiness(admin_port)[0] == 200, f"a ready {package}, see {log}")
-        yield Beside(process, port)
+        yield Beside(process, port, admin_port)
     finally:
         process.kill()
         process.wait(30)

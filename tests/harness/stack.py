@@ -10,7 +10,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from email.message import Message
 from pathlib import Path
@@ -23,6 +23,7 @@ from services.local.leftovers import DIR_MARK
 
 ROOT = Path(__file__).resolve().parents[2]
 START_WITHIN_S = 150.0
+OPEN = tuple(one for one in Status if one not in TERMINAL)
 Answer = tuple[int, Any]
 
 
@@ -64,13 +65,22 @@ class Stack(Api):
     """A running `make run` with its own data folder and port."""
 
     def __init__(
-        self, data: Path, port: int, environment: dict[str, str], command: list[str], cwd: Path = ROOT
+        self,
+        data: Path,
+        port: int,
+        environment: dict[str, str],
+        command: list[str],
+        cwd: Path = ROOT,
+        errors: Path | None = None,
     ) -> None:
         super().__init__(f"http://127.0.0.1:{port}")
         self.data = data
         self.port = port
+        self.speed = environment.get("EVENLOAD_SPEED", "60")
         self.lines: list[str] = []
         self._changed = threading.Condition()
+        # In one stream with its output, unless there is a file for them.
+        error_file = None if errors is None else errors.open("w")
         self.process = subprocess.Popen(
             command,
             cwd=cwd,
@@ -85,10 +95,12 @@ class Stack(Api):
             },
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
+            stderr=error_file or subprocess.STDOUT,
             text=True,
             start_new_session=True,
         )
+        if error_file is not None:
+            error_file.close()
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
 
@@ -128,26 +140,67 @@ class Stack(Api):
     def console(self) -> tuple[str, str, str]:
         return self.until_said(r"RabbitMQ console +(\S+) +login (\S+) / (\S+)").groups()
 
-    def submit(self, count: int, over_s: float = 0.0, **body: object) -> list[str]:
-        """Send requests like clients that try again until they get their 202; returns the ids."""
+    def submit(self, count: int, over_s: float = 0.0, accepted: list[str] | None = None, **body: object) -> list[str]:
+        """Send requests like clients that try again until they get their 202; returns the ids.
 
-        def one(number: int) -> str:
-            time.sleep(number * over_s / count)
+        The requests are spread evenly over `over_s` seconds. `accepted` gets each id at once.
+        """
+        ids = [] if accepted is None else accepted
+        began_at = time.monotonic()
+
+        def one(number: int) -> None:
+            time.sleep(max(0.0, began_at + number * over_s / count - time.monotonic()))
             while True:
                 try:
                     status, answer = self.post(vehicle_id=f"EV-{number}", **body)
                 except OSError:
                     status, answer = 0, {}
                 if status == 202:
-                    return answer["request_id"]
+                    return ids.append(answer["request_id"])
                 assert status in (0, 503), answer
                 time.sleep(0.2)
 
         with ThreadPoolExecutor(min(count, 64)) as pool:
-            return list(pool.map(one, range(count)))
+            list(pool.map(one, range(count)))
+        return ids
+
+    @contextmanager
+    def rush(self, count: int, over_s: float, **body: object) -> Iterator["Rush"]:
+        """Send requests in the background while the block runs."""
+        with ThreadPoolExecutor(1) as pool:
+            accepted: list[str] = []
+            yield Rush(accepted, pool.submit(self.submit, count, over_s, accepted, **body))
+
+    def listed(self, status: Status) -> set[str]:
+        """The newest 500 requests in a state."""
+        return {line["request_id"] for line in self._found(f"/charge-requests?status={status}&limit=500")["items"]}
+
+    def _found(self, path: str) -> dict[str, Any]:
+        """What lies there; raises `ConnectionError` where the gateway cannot say."""
+        status, answer = self.get(path)
+        if status != 200:
+            raise ConnectionError(answer)
+        return answer
+
+    def pages(self, limit: int = 500) -> Iterator[list[dict[str, Any]]]:
+        """The list of all requests, page by page."""
+        cursor = ""
+        while cursor is not None:
+            page = self._found(f"/charge-requests?limit={limit}" + (f"&cursor={cursor}" if cursor else ""))
+            yield page["items"]
+            cursor = page["next_cursor"]
+
+    def count(self) -> int:
+        """How many requests there are."""
+        return sum(map(len, self.pages()))
+
+    def until_charging(self, request_ids: list[str]) -> None:
+        """Wait until all of these charge at the same time."""
+        wanted = set(request_ids)
+        until(lambda: wanted <= self.listed(Status.CHARGING), f"{len(wanted)} sessions")
 
     def history(self, request_id: str) -> list[Transition]:
-        answer = self.get(f"/charge-requests/{request_id}")[1]
+        answer = self._found(f"/charge-requests/{request_id}")
         return [
             Transition(0, Status(line["status"]), line["substation"], line["attempt"], number, line["reason"])
             for number, line in enumerate(answer["history"])
@@ -155,19 +208,18 @@ class Stack(Api):
 
     def until_ended(self, request_ids: list[str], within_s: float = 120.0) -> None:
         """Wait for every end, then hold each history against the promises."""
-        open_ids = set(request_ids)
-        deadline = time.monotonic() + within_s
-        while open_ids:
-            assert time.monotonic() < deadline, {one: self.get(f"/charge-requests/{one}")[1] for one in [*open_ids][:2]}
-            for one in list(open_ids):
-                try:
-                    if self.get(f"/charge-requests/{one}")[1]["status"] in TERMINAL:
-                        open_ids.discard(one)
-                except OSError:
-                    break
-            time.sleep(0.2)
-        for one in request_ids:
-            history = self.history(one)
+        wanted = set(request_ids)
+
+        def have_ended() -> bool:
+            return not any(self.listed(one) & wanted for one in OPEN)
+
+        def histories() -> list[list[Transition]] | None:
+            # A request that moved from state to state between the lists was seen in none of them.
+            found = [self.history(one) for one in request_ids]
+            return found if all(one[-1].status in TERMINAL for one in found) else None
+
+        until(have_ended, f"the ends of {request_ids[:2]} and {len(wanted) - 2} more", within_s)
+        for history in until(histories, "every end", within_s):
             assert ended_once(history), (faults(history), history)
 
     def service(self, instance: str) -> psutil.Process | None:
@@ -202,6 +254,26 @@ class Stack(Api):
         if self.process.poll() is None:
             self.process.send_signal(signum)
         return self.wait(within_s)
+
+
+class Rush:
+    """Requests that are being sent in the background."""
+
+    def __init__(self, accepted: list[str], sending: Future[list[str]]) -> None:
+        self._accepted = accepted
+        self._sending = sending
+
+    @property
+    def is_over(self) -> bool:
+        return self._sending.done()
+
+    def until_accepted(self, count: int) -> None:
+        """Wait until so many have their 202."""
+        until(lambda: len(self._accepted) >= count or self._sending.done(), f"{count} accepted requests")
+
+    def ids(self, within_s: float = 120.0) -> list[str]:
+        """Wait until all have their 202; the ids."""
+        return self._sending.result(within_s)
 
 
 def readiness(admin_port: int) -> tuple[int, str]:
@@ -243,10 +315,16 @@ def until(condition: Callable[[], Any], what: str, within_s: float = 60.0) -> An
 
 @contextmanager
 def started(
-    data: Path, port: int, *, command: list[str] | None = None, cwd: Path = ROOT, **environment: str
+    data: Path,
+    port: int,
+    *,
+    command: list[str] | None = None,
+    cwd: Path = ROOT,
+    errors: Path | None = None,
+    **environment: str,
 ) -> Iterator[Stack]:
     """A stack that is down again at the end, with the logs shown where a test failed."""
-    stack = Stack(data.absolute(), port, environment, command or ["make", "run"], cwd)
+    stack = Stack(data.absolute(), port, environment, command or ["make", "run"], cwd, errors)
     try:
         yield stack
     finally:

@@ -7,17 +7,13 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from harness.broker import fresh_vhost
 from harness.fake_gateway import NO_ANSWER, fake_gateway, load_table, problem, request
 from harness.preloaded_locust import preloaded_locust
-from harness.stack import ROOT, started
-
-from services.local.stack import free_ports
+from harness.stack import ROOT
 
 LOCUST = str(Path(sys.executable).parent / "locust")
 FOLDER = ROOT / "locustfiles"
@@ -62,25 +58,17 @@ def play(locustfile, *arguments):
         return process.returncode, said
 
 
-@pytest.fixture(scope="module")
-def stack(broker, tmp_path_factory):
-    data = tmp_path_factory.mktemp("locust") / "data"
-    with (
-        fresh_vhost(broker) as vhost,
-        started(data, free_ports(1)[0], EVENLOAD_AMQP_URL=vhost.amqp_url("operator")) as running,
-    ):
-        yield running.until_up()
-
-
 def test_a_rush_hour_is_followed_to_every_end(stack, tmp_path):
     reports = ["--csv", tmp_path / "rush", "--json-file", tmp_path / "rush", "--html", tmp_path / "rush.html"]
-    code, said = play("rush_hour.py", "--rush-speed", 900, "--longest-minutes", 2, "--host", stack.url, *reports)
+    code, said = play(
+        "rush_hour.py", "--vehicles", 600, "--rush-speed", 3600, "--longest-minutes", 2, "--host", stack.url, *reports
+    )
     assert code == 0, said
 
     with (tmp_path / "rush_stats.csv").open() as file:
         recorded = {row["Name"]: row for row in csv.DictReader(file)}
     sent = int(recorded["/charge-requests"]["Request Count"])
-    assert sent >= 1000
+    assert sent >= 500
     assert recorded[TO_CHARGING]["Type"] == recorded[TO_END]["Type"] == "E2E"
     assert {int(row["Request Count"]) for row in recorded.values()} == {sent}
     assert {int(row["Failure Count"]) for row in recorded.values()} == {0}
@@ -110,33 +98,32 @@ def test_an_accepted_request_that_does_not_end_in_time_is_a_failure(stack):
     assert re.search(rf"\d+ +E2E {TO_END}: was not seen to end in time", said)
 
 
-@pytest.mark.parametrize(
-    ("answer", "asked_most"),
-    [
-        ((404, problem(404, "there is no such request")), 1),
-        ((500, problem(500, "")), 1),
-        ((200, b"<html>"), 1),
-        (NO_ANSWER, 3),  # locust's client connects anew by itself
-    ],
-    ids=["not found", "broken", "no JSON", "connection lost"],
-)
-def test_a_request_that_cannot_be_read_holds_up_none_of_the_others(answer, asked_most):
-    unreadable, *others = ids = ["r-0", "r-1", "r-2"]
+def test_requests_that_cannot_be_read_hold_up_none_of_the_others():
+    unreadable = {
+        "not-found": (404, problem(404, "there is no such request")),
+        "broken": (500, problem(500, "")),
+        "no-json": (200, b"<html>"),
+        "connection-lost": NO_ANSWER,
+    }
+    others = ["r-1", "r-2"]
+    ids = [*unreadable, *others]
     with fake_gateway() as gateway:
         gateway.answers = {
             ("GET", "/substations"): (200, load_table()),
             ("POST", "/charge-requests"): [(202, {"request_id": one}) for one in ids],
             ("GET", "/charge-requests"): (200, {"items": [{"request_id": one} for one in ids], "next_cursor": None}),
-            ("GET", f"/charge-requests/{unreadable}"): answer,
+            **{("GET", f"/charge-requests/{one}"): answer for one, answer in unreadable.items()},
             **{("GET", f"/charge-requests/{one}"): (200, request(one, "completed")) for one in others},
         }
         code, said = play("spike.py", "--vehicles", 60, "--spike-seconds", 2, "--end-within", 4, "--host", gateway.url)
         asked = [path for _, path, *_ in gateway.asked]
 
     assert code == 1, said
-    assert re.search(rf"\b1 +E2E {TO_END}: was not seen to end in time", said), said
-    assert "1 accepted requests did not end in time" in said
-    assert 1 <= asked.count(f"/charge-requests/{unreadable}") <= asked_most
+    assert re.search(rf"\b4 +E2E {TO_END}: was not seen to end in time", said), said
+    assert "4 accepted requests did not end in time" in said
+    for one in unreadable:
+        most = 3 if one == "connection-lost" else 1  # locust's client connects anew by itself
+        assert 1 <= asked.count(f"/charge-requests/{one}") <= most, one
 
 
 def test_a_run_in_which_nothing_was_recorded_has_failed(stack):
@@ -149,11 +136,9 @@ def test_a_run_in_which_nothing_was_recorded_has_failed(stack):
 
 
 def test_where_no_gateway_answers_locust_says_so_and_ends(port):
-    began = time.monotonic()
     code, said = play("rush_hour.py", "--host", f"http://127.0.0.1:{port}")
     assert code == 1
     assert f"no gateway answers at http://127.0.0.1:{port}" in said
-    assert time.monotonic() - began < 30
 
 
 @pytest.fixture(scope="module")

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 from harness.chromium import find_chromium, running_chromium
-from harness.stack import ROOT, started, until
+from harness.stack import ROOT, until
 from playwright.sync_api import expect
 
-from services.local.stack import free_ports
+from services.local.ports import free_ports
 
 LOCUST = [str(Path(sys.executable).parent / "locust"), "-f", str(ROOT / "locustfiles"), "--class-picker"]
 SHOWN_WITHIN_MS = 30_000
@@ -50,12 +50,8 @@ def page():
         assert complaints == []
 
 
-def test_a_rush_is_started_on_the_page_and_its_distribution_shown(tmp_path, port, vhost, page):
-    with (
-        started(tmp_path / "data", port, EVENLOAD_AMQP_URL=vhost.amqp_url("operator")) as stack,
-        locust_page(stack.url, tmp_path / "locust.log") as address,
-    ):
-        stack.until_up()
+def test_a_rush_is_started_on_the_page_and_its_distribution_shown(stack, tmp_path, page):
+    with locust_page(stack.url, tmp_path / "locust.log") as address:
         page.goto(address)
         expect(page.get_by_label("Host", exact=True)).to_have_value(stack.url)
         for drivers in ("PrivateDrivers", "PublicDrivers", "WorkplaceDrivers"):
