@@ -7,7 +7,7 @@ PYTHON ?= $(firstword $(foreach name,python3.11 python3.12 python3.13 python3.14
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help run rush locust test test-compose audit model mutants chaos check readme dashboards lock clean
+.PHONY: help run rush locust test test-compose test-chaos audit model walks mutants chaos check readme dashboards lock clean
 
 help: ## Show the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -31,8 +31,15 @@ test: $(VENV)/.dev ## Run the test suite on a real RabbitMQ and PostgreSQL of it
 test-compose: $(VENV)/.dev ## Start, load, break and scale the compose files on a Docker engine (brings one up as root)
 	@PYTHONPATH=tests $(BIN)/python -m harness.compose_check $(ARGS)
 
+test-chaos: $(VENV)/.dev ## Run the two short chaos tests: 1,400 requests, and 19 faults of a stack of their own (3 min)
+	@$(BIN)/python -m pytest tests/chaos -n 2 --dist load $(ARGS)
+
 model: $(VENV)/.dev ## Run the protocol's model with 3,000 seeds (EVENLOAD_MODEL_RUNS, EVENLOAD_MODEL_FIRST_SEED)
 	@EVENLOAD_MODEL_RUNS=$${EVENLOAD_MODEL_RUNS:-3000} $(BIN)/python -m pytest tests/model --dist load $(ARGS)
+
+walks: $(VENV)/.dev ## Walk at random over ledgers on both databases, beside the model of their promises: 100 and 25 walks
+	@EVENLOAD_WALKS_SQLITE=$${EVENLOAD_WALKS_SQLITE:-100} EVENLOAD_WALKS_POSTGRES=$${EVENLOAD_WALKS_POSTGRES:-25} \
+		$(BIN)/python -m pytest tests/contract/test_ledger_model.py --dist load $(ARGS)
 
 mutants: $(VENV)/.dev ## Break lines one at a time, and tell which broken line no test notices (10 min; ARGS=--help)
 	@PYTHONPATH=tests $(BIN)/python -m harness.mutants $(ARGS)
@@ -53,10 +60,10 @@ audit: $(VENV)/.audit ## Look for known vulnerabilities in every locked package;
 		--requirement requirements/$$lock.txt || exit 1; done
 
 readme: $(VENV)/.dev ## Write the README's configuration table anew
-	@PYTHONPATH=tests $(BIN)/python -m harness.settings_table
+	@$(BIN)/python tools/settings_table.py
 
-dashboards: $(VENV)/.dev ## Write Grafana's dashboards anew, from their code in tests/harness
-	@PYTHONPATH=tests $(BIN)/python -m harness.grid_dashboard
+dashboards: $(VENV)/.dev ## Write Grafana's dashboards anew, from their code in tools
+	@$(BIN)/python tools/grid_dashboard.py
 
 lock: ## Renew the hashed requirement locks (needs uv)
 	@command -v uv >/dev/null || { echo "uv is missing: pip install uv"; exit 2; }

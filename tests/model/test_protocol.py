@@ -12,9 +12,9 @@ from harness.protocol.world import ANY_WEATHER, SOUND, Violation, run
 
 from services.ledger.states import Reason, Status
 
-RUNS = int(os.environ.get("EVENLOAD_MODEL_RUNS", "360"))
+RUNS = int(os.environ.get("EVENLOAD_MODEL_RUNS", "90"))
 FIRST_SEED = int(os.environ.get("EVENLOAD_MODEL_FIRST_SEED", "0"))
-AT_ONCE = 60
+AT_ONCE = 30
 DIRECTED = [weather for weather in BROKEN.values() if weather is not ANY_WEATHER]
 
 

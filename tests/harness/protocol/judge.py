@@ -60,6 +60,7 @@ class Judge:
         self._by_substation = collections.defaultdict(_Charged)
         self._starts = set()
         self._claimed_at_s = {}
+        self._stopped_at_s = {}
         self._beats_after_stop = {}
         self._must_stand_since_s = {}
         self.histories = collections.defaultdict(list)
@@ -117,12 +118,12 @@ class Judge:
         charging = self._ledger.rows("SELECT id, substation FROM request WHERE status = 'charging'")
         return leases, dict(charging)
 
-    def after_commit(self, operation, before, answer):
+    def after_commit(self, operation, before, answer, sent_at_s):
         lost = self._lost(operation, *before) if before else set()
         if operation is WITHDRAW:
             self._note_stops()
         elif operation is BEAT:
-            self._count_beats({(one["substation"], one["epoch"]) for one in answer})
+            self._count_beats({(one["substation"], one["epoch"]) for one in answer}, sent_at_s)
         rows = self._ledger.rows(
             "SELECT t.number, t.request_id, t.at_ms, t.status, t.substation, t.attempt, t.epoch, t.reason, "
             "q.wait_until_ms, q.departs_at_ms, q.wait_max_ms "
@@ -145,11 +146,16 @@ class Judge:
         asked = "SELECT substation, id, attempt, epoch FROM request WHERE status = 'charging' AND stop_asked = 1"
         for session in self._ledger.rows(asked):
             self._beats_after_stop.setdefault(session, 0)
+            self._stopped_at_s.setdefault(session, self._world.timeline.now_s)
 
-    def _count_beats(self, renewed):
-        """The first beat after a stop tells the process of it, the second would not be there if that had been lost."""
-        for session in self._beats_after_stop:
-            if (session[0], session[-1]) in renewed:
+    def _count_beats(self, renewed, sent_at_s):
+        """The first beat that is sent after a stop tells the process of it.
+
+        If its answer were lost, the lease would be over before the second one. A beat that was sent before the stop and
+        arrived late tells nothing, because its process does not wait for the answer any more.
+        """
+        for session, stopped_at_s in self._stopped_at_s.items():
+            if (session[0], session[-1]) in renewed and sent_at_s >= stopped_at_s:
                 self._beats_after_stop[session] += 1
                 if self._beats_after_stop[session] == BEATS_TO_STOP:
                     self._must_stand_since_s[session] = self._world.timeline.now_s

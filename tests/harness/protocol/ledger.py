@@ -27,10 +27,10 @@ class ModelLedger(MemoryDatabase):
     def now_ms(self):
         return START_MS + self.clock_steps_ms + round(self._timeline.now_s * 1000)
 
-    def commit(self, operation, rows):
+    def commit(self, operation, rows, sent_at_s):
         before = self.judge.before_commit(operation)
         answer = super().commit(operation, rows)
-        self.judge.after_commit(operation, before, answer)
+        self.judge.after_commit(operation, before, answer, sent_at_s)
         return answer
 
 
@@ -84,7 +84,8 @@ class Connection:
     async def write(self, operation, rows):
         if not rows:
             return []
-        return await self._call(operation.name, lambda: self.ledger.commit(operation, rows))
+        sent_at_s = self._process.timeline.now_s
+        return await self._call(operation.name, lambda: self.ledger.commit(operation, rows, sent_at_s))
 
     async def read(self, work):
         return await self._call("read", lambda: work(self.ledger.transaction()))
