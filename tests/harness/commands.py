@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import logging
 import os
 import signal
 from collections.abc import Iterator
@@ -34,7 +35,7 @@ def seen(stack: Stack, *arguments: str, columns: int = 80, lines: int = 24) -> T
 def told(stack: Stack, *arguments: str, code: int = 0, **more: str) -> Any:
     """What a command tells a program: one JSON object on one line, and its exit code."""
     strangers = dict.fromkeys(name for name in os.environ if name.startswith("EVENLOAD_"))
-    with _signals_kept():
+    with _process_kept():
         done = CliRunner(env=strangers | environment(stack, **more)).invoke(app, [*arguments, "--json"])
     assert done.exit_code == code, (done.output, done.exception)
     (line,) = done.stdout.splitlines()
@@ -42,11 +43,13 @@ def told(stack: Stack, *arguments: str, code: int = 0, **more: str) -> Any:
 
 
 @contextlib.contextmanager
-def _signals_kept() -> Iterator[None]:
-    """Give this process its signal handlers back, which a command may replace."""
+def _process_kept() -> Iterator[None]:
+    """Give this process its signal handlers and its logs back, which a command may replace or switch off."""
     handlers = {one: signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    disabled = logging.root.manager.disable
     try:
         yield
     finally:
+        logging.disable(disabled)
         for one, handler in handlers.items():
             signal.signal(one, handler)

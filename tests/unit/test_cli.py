@@ -136,6 +136,15 @@ def test_waiting_follows_a_request_to_its_end_and_only_completed_is_a_success(ga
     assert len(told.stdout.splitlines()) == 1
 
 
+def test_waiting_tells_the_position_and_how_long_it_may_take(gateway):
+    waits = request(status="accepted", substation=None, position=3, expected_wait_s=40)
+    gateway.answers["GET", "/charge-requests/r-1"] = [(200, waits), (200, request(status="completed"))]
+
+    shown = run(gateway, "submit", "--wait").stdout
+
+    assert "accepted, position 3, about 40 s to go" in shown
+
+
 @pytest.mark.parametrize("answer", ["<html>", "[]", "{}", '{"items": [1]}', '{"items": [{"substation": "north"}]}'])
 def test_what_is_no_gateway_is_told_in_one_line_with_the_cure(gateway, answer):
     gateway.answers["GET", "/substations"] = (200, answer.encode())

@@ -28,11 +28,12 @@ def test_ports_are_different_and_below_those_of_outgoing_connections():
     assert PORTS.stop < LOWEST_OUTGOING
 
 
-def test_a_taken_port_is_left_out(monkeypatch):
+def test_a_taken_port_is_left_out(folder, monkeypatch):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         port = taken.getsockname()[1]
         monkeypatch.setattr("services.local.ports.PORTS", range(port, port + 40))
+        (folder / f"evenload-next-port-{os.getuid()}").write_text(str(port))
         found = free_ports(3)
     assert port not in found
     assert all(port < one < port + 40 for one in found)

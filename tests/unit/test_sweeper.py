@@ -176,3 +176,48 @@ def test_patience_begins_anew_after_a_time_without_a_look():
     assert patience.standing(["a"], 100.0) == [("a", 0.0)]
     assert patience.standing(["a"], 105.0) == [("a", 5.0)]
     assert patience.standing(["a"], 110.1) == [("a", 0.0)]
+
+
+async def until(condition):
+    async with asyncio.timeout(20):
+        while not condition():
+            await asyncio.sleep(0)
+
+
+@pytest.mark.parametrize(
+    ("work", "pauses"),
+    [
+        (lambda sweeper: sweeper.audit_for_ever(), ["AUDIT_EVERY_S"]),
+        (lambda sweeper: sweeper.forget_for_ever(0), ["FORGET_EVERY_S", "FORGET_AGAIN_S"]),
+    ],
+    ids=["audit", "retention"],
+)
+async def test_while_the_ledger_is_away_audit_and_retention_try_again(ledger, balancer, monkeypatch, work, pauses):
+    for one in pauses:
+        monkeypatch.setattr(f"balancer.sweeper.{one}", 0)
+    ledger.is_away = True
+    running = asyncio.create_task(work(balancer.sweeper))
+    await until(lambda: len(ledger.calls) > 2)
+
+    ledger.is_away = False
+    calls = len(ledger.calls)
+    await until(lambda: len(ledger.calls) > calls + 2)
+
+    assert not running.done()
+    running.cancel()
+    await asyncio.wait({running})
+
+
+async def test_retention_forgets_what_has_ended_and_counts_it(ledger, balancer, monkeypatch):
+    for one in ("FORGET_EVERY_S", "FORGET_AGAIN_S"):
+        monkeypatch.setattr(f"balancer.sweeper.{one}", 0)
+    await ledger.take(registration())
+    await ledger.ended("a")
+    ledger.now_ms += 1_000
+    running = asyncio.create_task(balancer.sweeper.forget_for_ever(500))
+
+    await until(lambda: balancer.counted("swept_total", kind="forgotten") == 1)
+
+    assert await ledger.intake.request("a") is None
+    running.cancel()
+    await asyncio.wait({running})
