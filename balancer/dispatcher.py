@@ -76,10 +76,10 @@ class Dispatcher:
                 log.warning("waiting_room_paused", cause=str(error))
 
     async def serve_waiting_room(self) -> None:
-        """Dispatch who waits, in the room's order; raises `LedgerUnavailable`."""
+        """Dispatch the waiting requests, in the order of the waiting room; raises `LedgerUnavailable`."""
         deferred_before = self._deferred
         waiting_zones = await self._dispatch_room(0 if self._waiting_zones else MESSAGE_GRACE_MS)
-        # Who was deferred meanwhile may have come after the ledger was read.
+        # A request that was deferred meanwhile may have arrived after the ledger was read.
         self._waiting_zones = waiting_zones | ({None} if self._deferred != deferred_before else set())
 
     async def _dispatch_room(self, older_than_ms: int) -> set[str | None]:

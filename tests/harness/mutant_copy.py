@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 LEAVE_WITHIN_S = 15.0
-"""Tests that run too long are interrupted, and get so long to take down what they started."""
+"""Time [s] that interrupted tests get to stop the processes that they started."""
 WHERE = "import importlib.util as u, sys; print(*(u.find_spec(one).origin for one in sys.argv[1:]), sep='\\n')"
 
 

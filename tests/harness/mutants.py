@@ -42,7 +42,7 @@ class Mutant:
     keyword: str = ""
     """Of the tests only those that pytest's `-k` selects by it."""
     guarded_by: str = ""
-    """What keeps the promise all the same, in a sentence: so it may survive."""
+    """A sentence that names the second guard of the promise; a mutant that has one may survive."""
 
 
 def all_mutants(root: Path = ROOT) -> list[Mutant]:

@@ -201,7 +201,7 @@ class LedgerDatabases:
 
 
 def empty_ledger(url: str) -> None:
-    """Delete all rows, and end whoever still works on them."""
+    """Delete all rows, and end all other connections to the database."""
     with psycopg.connect(url, autocommit=True) as connection:
         connection.execute(
             "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "

@@ -17,7 +17,7 @@ SERVICES = ("gateway", "balancer", "substations")
 EVERYBODY = (*SERVICES, "up")
 
 ENDS_WITHIN_S = 60
-"""For the timeout of a test: who does not refuse would serve for ever."""
+"""The timeout of a test [s]: a program that does not refuse its settings would serve for ever."""
 
 _MAINS = {
     "gateway": gateway.service.main,

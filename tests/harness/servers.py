@@ -47,7 +47,7 @@ STARTS: dict[str, Callable[[ExitStack, Path], object]] = {"broker": _start_broke
 
 
 class SharedServers:
-    """Starts each server at most once, and tells whoever asks where it is."""
+    """This object starts each server at most once, and tells each process that asks where the server is."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder

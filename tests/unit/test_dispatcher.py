@@ -60,7 +60,7 @@ class Parts:
         await self.dispatcher.serve_waiting_room()
 
     def sent(self):
-        """Who was sent on, in that order; the ledger must have all of them as assigned."""
+        """The requests that were published, in that order; the ledger must hold each of them as assigned."""
         sent = [hint.request_id for _, hint in self.publisher.published]
         assigned = self.ledger.rows("SELECT id FROM request WHERE status = 'assigned'")
         assert sorted(sent) == sorted(request_id for (request_id,) in assigned)

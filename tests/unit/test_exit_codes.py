@@ -14,7 +14,7 @@ from services import lifecycle
 from services.errors import Misconfigured
 
 lifecycle.DRAIN_DEADLINE_S = 0.05
-LONG_S = 10  # beyond every deadline here: who waits for so long ends with another exit code than is expected
+LONG_S = 10  # longer than every deadline here: a service that waits so long ends with an unexpected exit code
 
 def told_to_end(after_s=0):
     asyncio.get_running_loop().call_later(after_s, os.kill, os.getpid(), signal.SIGTERM)

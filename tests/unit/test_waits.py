@@ -1,4 +1,4 @@
-"""Expected waits from a real ledger in memory: one connector that frees after ten seconds, and whoever waits for it."""
+"""The expected waits of requests for one connector that frees after ten seconds, by a real ledger in memory."""
 
 import asyncio
 
