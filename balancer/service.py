@@ -53,7 +53,9 @@ async def serve(life: Life, settings: BalancerSettings) -> None:
                 watcher.follow_registry(scraper),
                 watcher.refresh_for_ever(),
                 watcher.publish_for_ever(
-                    partial(publish_event, backends.publisher, LOAD_TABLE, life.instance), TABLE_EVERY_S
+                    partial(publish_event, backends.publisher, LOAD_TABLE, life.instance),
+                    life.admin.causes,
+                    TABLE_EVERY_S,
                 ),
                 dispatcher.serve_waiting_room_for_ever(),
                 sweeper.sweep_for_ever(),

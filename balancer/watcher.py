@@ -91,12 +91,13 @@ class Watcher:
         self._metrics.show(self.estimates())
         self.look_again.set()
 
-    async def publish_for_ever(self, tell: Tell, interval_s: float) -> None:
-        """Tell the table to whoever listens, until cancelled."""
+    async def publish_for_ever(self, tell: Tell, causes: Callable[[], list[str]], interval_s: float) -> None:
+        """Tell the table, and why this balancer is not ready, to whoever listens, until cancelled."""
         while True:
             await asyncio.sleep(interval_s)
             try:
-                await tell({"as_of_ms": wall_ms(), "substations": [describe(one) for one in self.estimates()]})
+                substations = [describe(one) for one in self.estimates()]
+                await tell({"as_of_ms": wall_ms(), "causes": causes(), "substations": substations})
             except (BrokerUnavailable, Unroutable) as error:
                 log.info("load_table_not_told", cause=str(error))
 

@@ -4,6 +4,7 @@ from aiohttp import web
 
 from gateway.bodies import BODY_MAX_BYTES
 from gateway.charge_requests import ChargeRequestRoutes
+from gateway.health import ServiceRoutes
 from gateway.intake import IntakeQueue
 from gateway.load_view import LoadView
 from gateway.metrics import GatewayMetrics
@@ -23,6 +24,7 @@ def build_app(
     operating: Operating,
     intake: IntakeQueue,
     view: LoadView,
+    health: ServiceRoutes,
     metrics: GatewayMetrics,
     speed: float,
     settings: GatewaySettings,
@@ -41,6 +43,7 @@ def build_app(
             web.get("/substations/{substation}", substations.get),
             web.put("/substations/{substation}/limit", substations.put_limit),
             web.put("/substations/{substation}/operational", substations.put_operational),
+            web.get("/services", health.get),
             web.get("/targets", TargetRoutes(operating).get),
             web.post("/request_charge", RequestChargeRoute(requests).post),
         ]

@@ -1,16 +1,29 @@
 """The live load table as the balancers tell it, kept for those who ask the gateway."""
 
+from dataclasses import dataclass
 from typing import Any
 
-from services.clock import wall_ms
+from services.clock import monotonic_s, wall_ms
 from services.timestamps import rfc3339
+
+FORGET_AFTER_S = 60.0
+"""A balancer that left is not told of for ever."""
+
+
+@dataclass(frozen=True, slots=True)
+class Heard:
+    """What a balancer told last of itself: when, on this process's clock, and why it was not ready."""
+
+    at_s: float
+    causes: tuple[str, ...]
 
 
 class LoadView:
-    """The newest table; a balancer publishes its own each second."""
+    """The newest table, and when each balancer was heard; a balancer publishes its own table each second."""
 
     def __init__(self) -> None:
         self._event: dict[str, Any] | None = None
+        self._balancers: dict[str, Heard] = {}
 
     def take(self, event: dict[str, Any]) -> None:
         """Keep an event unless a newer one is there; raises `KeyError`, `TypeError`, `ValueError` for none."""
@@ -18,8 +31,20 @@ class LoadView:
         if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
             raise TypeError("substations must be a list of objects")
         rfc3339(as_of_ms)  # a time that cannot be told is refused here, not at the next question
+        self._note(str(event["source"]), event.get("causes", []))
         if self._event is None or as_of_ms >= self._event["as_of_ms"]:
             self._event = {"as_of_ms": as_of_ms, "balancer": str(event["source"]), "substations": items}
+
+    def _note(self, balancer: str, causes: object) -> None:
+        now_s = monotonic_s()
+        told = tuple(str(cause) for cause in causes) if isinstance(causes, list) else ()
+        self._balancers[balancer] = Heard(now_s, told)
+        self._balancers = {one: it for one, it in self._balancers.items() if now_s - it.at_s <= FORGET_AFTER_S}
+
+    def balancers(self) -> dict[str, Heard]:
+        """When each balancer was heard last, by its name; one that was silent for a minute is forgotten."""
+        now_s = monotonic_s()
+        return {one: it for one, it in sorted(self._balancers.items()) if now_s - it.at_s <= FORGET_AFTER_S}
 
     def table(self) -> dict[str, Any]:
         """The table as the API shows it; `as_of` is null until a balancer was heard."""

@@ -4,9 +4,11 @@ import contextlib
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 
+import aiohttp
 from aiohttp import web
 
 from gateway.app import build_app
+from gateway.health import ServiceRoutes
 from gateway.intake import IntakeQueue
 from gateway.load_view import LoadView
 from gateway.metrics import GatewayMetrics
@@ -32,9 +34,12 @@ async def serve(life: Life, settings: GatewaySettings) -> None:
         await stack.enter_async_context(life.background(intake.run(), metrics.follow(ledger)))
         # Entered after the queue it feeds: the port closes before the queue is drained.
         stack.push_async_callback(intake.drain)
+        operating = LedgerOperating(backends.ledger)
+        http = await stack.enter_async_context(aiohttp.ClientSession())
         app = build_app(
             ledger=ledger,
-            operating=LedgerOperating(backends.ledger),
+            operating=operating,
+            health=ServiceRoutes(life.instance, life.admin.causes, view, operating, http),
             intake=intake,
             view=view,
             metrics=metrics,

@@ -43,11 +43,14 @@ class AdminServer:
     async def _healthz(self, _request: web.Request) -> web.Response:
         return web.Response(text="ok\n")
 
+    def causes(self) -> list[str]:
+        """Why the process cannot do its work now; empty where it can."""
+        return [cause for fault in self.faults if (cause := fault())]
+
     async def _readyz(self, _request: web.Request) -> web.Response:
         if not self.ready:
             return web.Response(text="not ready\n", status=503)
-        causes = [cause for fault in self.faults if (cause := fault())]
-        if causes:
+        if causes := self.causes():
             return web.Response(text=f"not ready: {'; '.join(causes)}\n", status=503)
         return web.Response(text="ready\n")
 

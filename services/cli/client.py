@@ -15,6 +15,7 @@ ANSWER_DEADLINE_S = 15.0
 ENDED = frozenset({"completed", "stopped", "cancelled", "expired", "failed"})
 """The terminal states of a request, as the API names them."""
 _NUMBERS = ("sessions", "connectors", "power_kw", "limit_kw")
+_SERVICE = frozenset({"service", "name", "ready", "causes"})
 _DESCRIBED = frozenset({"request_id", "status", "substation", "history"})
 
 
@@ -44,6 +45,13 @@ class Gateway:
         if not isinstance(items, list) or not all(_is_line(one) for one in items):
             self._refuse_answer()
         return table
+
+    async def services(self) -> list[dict[str, Any]]:
+        """`GET /services`: every process that the gateway knows, and why it is not ready."""
+        items = (await self._ask("GET", "/services")).get("items")
+        if not isinstance(items, list) or not all(isinstance(one, dict) and one.keys() >= _SERVICE for one in items):
+            self._refuse_answer()
+        return items
 
     async def request(self, request_id: str) -> dict[str, Any]:
         """`GET /charge-requests/{id}`: one request with its history and decision."""

@@ -8,6 +8,7 @@ from rich.text import Text
 
 from services.cli.checks import Check, Finding, exit_code, with_cure, worst
 from services.cli.checks_ledger import check_ledger, ledger_url, registered_substations
+from services.cli.checks_services import check_services
 from services.cli.checks_setup import (
     check_folders,
     check_grid,
@@ -71,8 +72,10 @@ def _checks(url: str) -> list[Check]:
 async def _ask(
     url: str, stack: running.RunningStack | None, amqp_url: str | None, registered: list[str]
 ) -> list[Check]:
-    broker, gateway = await asyncio.gather(check_broker(stack, amqp_url), check_gateway(url, stack, registered))
-    return [broker, *gateway]
+    broker, gateway, services = await asyncio.gather(
+        check_broker(stack, amqp_url), check_gateway(url, stack, registered), check_services(url, stack)
+    )
+    return [broker, *gateway, *services]
 
 
 def _table(checks: list[Check]) -> Table:

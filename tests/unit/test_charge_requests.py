@@ -2,12 +2,14 @@
 
 import asyncio
 
+import aiohttp
 import pytest
 from aiohttp.test_utils import TestClient, TestServer
 from harness.ledger import Ledger, opened, registration
 from prometheus_client import CollectorRegistry
 
 from gateway.app import build_app
+from gateway.health import ServiceRoutes
 from gateway.intake import IntakeQueue
 from gateway.load_view import LoadView
 from gateway.metrics import GatewayMetrics
@@ -36,17 +38,19 @@ async def ledger(tmp_path):
 async def gateway(ledger):
     settings = GatewaySettings()
     intake = IntakeQueue(ledger.intake, Publisher(), settings)
+    view, http = LoadView(), aiohttp.ClientSession()
     app = build_app(
         ledger=ledger.intake,
         operating=ledger.operating,
         intake=intake,
-        view=LoadView(),
+        view=view,
+        health=ServiceRoutes("gateway-1", list, view, ledger.operating, http),
         metrics=GatewayMetrics(CollectorRegistry()),
         speed=60.0,
         settings=settings,
     )
     gathering = asyncio.create_task(intake.run())
-    async with TestClient(TestServer(app)) as client:
+    async with http, TestClient(TestServer(app)) as client:
         yield client
     gathering.cancel()
     await asyncio.gather(gathering, return_exceptions=True)

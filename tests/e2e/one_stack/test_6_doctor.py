@@ -29,6 +29,7 @@ def test_a_frozen_substation_is_silent_and_runs_on_whatever_ends_the_freeze(stac
     checks = doctor(stack, 1)
     assert "north" in checks["substations"]["said"]
     assert f"kill -CONT {victim.pid}" in checks["processes"]["cure"]
+    assert checks["services"]["said"] == "substation-north: it does not answer within 3 s"
     terminal.press_ctrl_c()
     assert terminal.wait() == 130
     assert "runs again" in terminal.text
