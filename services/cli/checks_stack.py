@@ -46,8 +46,8 @@ def check_processes(stack: RunningStack | None, data: Path) -> Iterator[Check]:
         yield ok("processes", ", ".join(stack.processes))
 
 
-def check_port(stack: RunningStack | None, settings: LocalSettings) -> Check:
-    """Who has the gateway's port."""
+def check_port(stack: RunningStack | None, settings: LocalSettings, *, has_gateway: bool) -> Check:
+    """Who has the gateway's port; `has_gateway` tells that a gateway answers there, also where no local stack runs."""
     port = settings.gateway_port
     if stack is not None:
         has = stack.environment("gateway").get("EVENLOAD_GATEWAY_PORT", str(port))
@@ -61,6 +61,10 @@ def check_port(stack: RunningStack | None, settings: LocalSettings) -> Check:
             probe.bind((HOST, port))
         except OSError as error:
             cure = f"stop it, or set EVENLOAD_GATEWAY_PORT={free_port(HOST)}, which is free"
+            if has_gateway:
+                return note(
+                    "port", f"{port} has the gateway of another stack, perhaps of compose", f"to `make run`, {cure}"
+                )
             return misconfigured("port", f"{port} is taken by {_listener(port)} ({error.strerror})", cure)
     return ok("port", f"{port} is free")
 
@@ -81,14 +85,17 @@ async def check_broker(stack: RunningStack | None, amqp_url: str | None) -> Chec
         return problem("broker", cause.removeprefix("EVENLOAD_AMQP_URL: "), cure)
 
 
-async def check_gateway(url: str, stack: RunningStack | None, registered: list[str]) -> list[Check]:
-    """Whether the gateway answers, and what its load table tells of balancers and substations."""
+async def check_gateway(url: str, registered: list[str], *, is_expected: bool) -> list[Check]:
+    """Whether the gateway answers, and what its load table tells of balancers and substations.
+
+    None may be running here, unless it `is_expected`.
+    """
     try:
         async with connected(url) as gateway:
             table = await gateway.load_table()
     except EvenloadError as error:
         cause, _, cure = str(error).rpartition(": ")
-        return [problem("gateway", cause, cure) if stack else note("gateway", cause, cure)]
+        return [problem("gateway", cause, cure) if is_expected else note("gateway", cause, cure)]
     return [ok("gateway", f"answers at {url}"), _balancer(table), _substations(table["items"], registered)]
 
 

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 
+from pydantic_settings import SettingsConfigDict
 from rich.table import Table
 from rich.text import Text
 
@@ -22,7 +23,7 @@ from services.cli.options import gateway_url
 from services.cli.output import make_console, print_json, text
 from services.errors import Misconfigured
 from services.local import running
-from services.settings import LocalSettings, given, load
+from services.settings import PREFIX, LocalSettings, Settings, given, load
 
 MARKS = {
     Finding.OK: ("✓", "green"),
@@ -36,6 +37,14 @@ VERDICTS = {
     Finding.PROBLEM: "a problem was found",
     Finding.MISCONFIGURED: "misconfigured: a start would be refused",
 }
+
+
+class _Place(Settings):
+    """Whether services run on several hosts: then nothing on this one is a local stack's."""
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX)
+
+    ledger_shared: bool = False
 
 
 def run(url: str, *, as_json: bool) -> int:
@@ -63,17 +72,24 @@ def _checks(url: str) -> list[Check]:
         return checks if fault.said in told else [*checks, fault]
     data = settings.data_dir.resolve()
     stack = running.find(data)
-    checks += [check_grid(settings), check_rabbitmq(settings, amqp_url), check_prometheus(settings)]
-    checks += [*check_folders(settings), *check_ledger(ledger)]
-    checks += [*check_processes(stack, data), check_port(stack, settings)]
-    return checks + asyncio.run(_ask(gateway_url(url), stack, amqp_url, registered_substations(ledger)))
+    is_shared = load(_Place).ledger_shared
+    look = _ask(gateway_url(url), stack, amqp_url, registered_substations(ledger), is_expected=is_shared or bool(stack))
+    asked = asyncio.run(look)
+    checks += [check_grid(settings), *check_ledger(ledger)]
+    if not is_shared:
+        checks += [check_rabbitmq(settings, amqp_url), check_prometheus(settings), *check_folders(settings)]
+        has_gateway = not url and any(one.check == "gateway" and one.finding is Finding.OK for one in asked)
+        checks += [*check_processes(stack, data), check_port(stack, settings, has_gateway=has_gateway)]
+    return checks + asked
 
 
 async def _ask(
-    url: str, stack: running.RunningStack | None, amqp_url: str | None, registered: list[str]
+    url: str, stack: running.RunningStack | None, amqp_url: str | None, registered: list[str], *, is_expected: bool
 ) -> list[Check]:
     broker, gateway, services = await asyncio.gather(
-        check_broker(stack, amqp_url), check_gateway(url, stack, registered), check_services(url, stack)
+        check_broker(stack, amqp_url),
+        check_gateway(url, registered, is_expected=is_expected),
+        check_services(url, stack),
     )
     return [broker, *gateway, *services]
 
