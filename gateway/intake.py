@@ -10,9 +10,9 @@ from gateway.settings import GatewaySettings
 from services.broker import topology
 from services.broker.publisher import Publisher
 from services.crash_points import crash_point
-from services.errors import BrokerUnavailable, LedgerUnavailable, Unroutable
+from services.errors import BrokerUnavailable, LedgerRefused, LedgerUnavailable, Unroutable
 from services.ledger.intake import Intake
-from services.ledger.records import Accepted, NewRequest
+from services.ledger.records import Accepted, NewRequest, Refused
 from services.logs import get_logger
 from services.messages import Hint
 
@@ -53,7 +53,7 @@ class IntakeQueue:
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def accept(self, new: NewRequest) -> Accepted:
-        """Durable when this returns; raises `Backlogged` or `LedgerUnavailable`."""
+        """Durable when this returns; raises `Backlogged`, `LedgerRefused` or `LedgerUnavailable`."""
         pending = _Pending(new, asyncio.get_running_loop().create_future())
         try:
             self._pending.put_nowait(pending)
@@ -105,7 +105,7 @@ class IntakeQueue:
                 self._answer(one, by_id.get(one.new.request_id))
         await asyncio.sleep(0)  # the answers leave first
         crash_point("gateway.replied")
-        hints = [Hint(one.request_id, 0) for one in accepted if one.request_id == one.asked]
+        hints = [Hint(one.asked, 0) for one in accepted if isinstance(one, Accepted) and one.request_id == one.asked]
         if self._publishing >= PUBLISHES_MAX:
             log.warning("publish_left_to_the_ledger", requests=len(hints), cause="publishes are backed up")
             return
@@ -116,11 +116,14 @@ class IntakeQueue:
         finally:
             self._publishing -= 1
 
-    def _answer(self, one: _Pending, accepted: Accepted | None) -> None:
-        if accepted is not None:
-            one.answer.set_result(accepted)
-        else:  # its key belonged to a request that was forgotten in this very moment
-            one.answer.set_exception(LedgerUnavailable("its idempotency key was just forgotten: send it again"))
+    def _answer(self, one: _Pending, answer: Accepted | Refused | None) -> None:
+        match answer:
+            case Accepted():
+                one.answer.set_result(answer)
+            case Refused():
+                one.answer.set_exception(LedgerRefused("a rule of the database forbids this request", answer.code))
+            case None:  # its key belonged to a request that was forgotten in this very moment
+                one.answer.set_exception(LedgerUnavailable("its idempotency key was just forgotten: send it again"))
 
     async def _publish(self, hints: list[Hint]) -> None:
         try:

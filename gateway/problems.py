@@ -11,13 +11,15 @@ from aiohttp.typedefs import Middleware
 
 from gateway.intake import Backlogged
 from gateway.metrics import GatewayMetrics
-from services.errors import LedgerUnavailable
+from services.errors import LedgerRefused, LedgerUnavailable
 from services.logs import get_logger
 
 log = get_logger(__name__)
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 RETRY_AFTER_S = "2"
+REFUSED_BY_LEDGER = "urn:evenload:problem:refused-by-ledger"
+"""The type of the problem that a rule of the operator's database forbids a request."""
 
 
 class Problem(Exception):
@@ -58,6 +60,13 @@ async def _answer(request: web.Request, handler: Handler) -> web.StreamResponse:
         return await handler(request)
     except Problem as problem:
         return problem_response(problem.status, problem.detail, **problem.members)
+    except LedgerRefused as error:
+        log.warning("request_refused", path=request.path, code=error.code, cause=str(error))
+        return problem_response(
+            HTTPStatus.UNPROCESSABLE_ENTITY,
+            f"a rule of the ledger's database forbids this request ({error.code}); sending it again will not help",
+            type=REFUSED_BY_LEDGER,
+        )
     except (LedgerUnavailable, Backlogged) as error:
         log.warning("request_refused", path=request.path, cause=str(error) or "backlog full")
         return problem_response(

@@ -6,6 +6,7 @@ EvenloadError
 ├── Unroutable           a published message reached no queue
 ├── BrokerUnavailable    the broker did not confirm in time: the outcome is unknown
 └── LedgerUnavailable    the ledger failed or did not answer in time: what was asked may or may not be done
+    └── LedgerRefused    the database refuses this very row, and will refuse it again
 """
 
 
@@ -35,3 +36,14 @@ class BrokerUnavailable(EvenloadError):
 
 class LedgerUnavailable(EvenloadError):
     """The ledger could not be reached, was locked, or failed; ask again, compare-and-set makes that safe."""
+
+
+class LedgerRefused(LedgerUnavailable):
+    """A rule of the database forbids this very row: nothing of it is written, and asking again is pointless.
+
+    `code` is the database's own: PostgreSQL's SQLSTATE, or SQLite's name of the error. The text holds no row.
+    """
+
+    def __init__(self, text: str, code: str) -> None:
+        super().__init__(text)
+        self.code = code

@@ -18,7 +18,7 @@ from services.broker.publisher import Publisher
 from services.broker.reconnecting import ReconnectingConnection
 from services.broker.rights import needing
 from services.clock import wall_ms
-from services.errors import BrokerUnavailable, InvalidMessage, LedgerUnavailable, Unroutable
+from services.errors import BrokerUnavailable, InvalidMessage, LedgerRefused, LedgerUnavailable, Unroutable
 from services.logs import get_logger
 from services.messages import Envelope, Hint, decode
 
@@ -131,6 +131,8 @@ class Consumer:
         while True:
             try:
                 await self._handle(hints)
+            except LedgerRefused:
+                raise  # waiting would not help it, and would hold up what comes after
             except LedgerUnavailable as error:
                 log.warning("consumption_paused", queue=self._queue, cause=str(error))
                 await asyncio.sleep(LEDGER_PAUSE_S)

@@ -47,7 +47,8 @@ def _check_database(url: str) -> Iterator[Check]:
     except Misconfigured as error:
         yield with_cure("ledger", error)
     except LedgerUnavailable as error:
-        yield problem("ledger", str(error), "is PostgreSQL running? see host, port, user and password in the address")
+        said, _, cure = str(error).rpartition(": ")
+        yield problem("ledger", said, cure)
     else:
         if meta is None:
             yield note("ledger", f"{where} is empty: the database's owner makes the ledger at the first start")

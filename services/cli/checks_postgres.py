@@ -3,7 +3,7 @@
 import contextlib
 from collections.abc import Callable
 
-from services.ledger.committer import Answer, Row, Transaction
+from services.ledger.committer import Answer, Transaction
 
 
 def place(url: str) -> str:
@@ -15,14 +15,13 @@ def place(url: str) -> str:
 
 
 def read_meta(url: str) -> dict[str, str] | None:
-    """What the ledger says of itself; None where there is none yet. Raises `LedgerUnavailable`."""
+    """What the ledger says of itself; None where there is none yet.
 
-    def look(transaction: Transaction) -> list[Row] | None:
-        [found] = transaction.execute("SELECT to_regclass('public.meta') IS NOT NULL AS is_there")
-        return transaction.execute("SELECT name, value FROM meta") if found["is_there"] else None
+    Raises `Misconfigured` or `LedgerUnavailable`, each with a text of the form `cause: cure`.
+    """
+    from services.ledger import postgres_setup
 
-    rows = _read(url, look)
-    return None if rows is None else {str(row["name"]): str(row["value"]) for row in rows}
+    return postgres_setup.read_meta(postgres_setup.parse_address(url))
 
 
 def held_substations(url: str) -> list[str]:

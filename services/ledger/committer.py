@@ -1,18 +1,19 @@
 """Group commit: operations of many tasks become one transaction, one statement per kind.
 
-Nothing is delayed to make a group: a transaction takes whatever has gathered while the one before it ran.
+Nothing is delayed to make a group: a transaction takes whatever has gathered while the one before it ran. Where the
+database refuses one row of a group, the group is halved until only that row fails.
 """
 
 import asyncio
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Protocol, TypeVar
 
-from services.errors import LedgerUnavailable
+from services.errors import LedgerRefused, LedgerUnavailable
 from services.logs import get_logger
 
 log = get_logger(__name__)
@@ -20,6 +21,8 @@ log = get_logger(__name__)
 Answer = TypeVar("Answer")
 Row = dict[str, Any]
 GROUP_MAX_ROWS = 2_000
+HALVE_FOR_S = 2.0
+"""So long the row that is refused is looked for; a database that refuses every row must not hold up everybody."""
 
 
 class Transaction(Protocol):
@@ -35,8 +38,8 @@ class Driver(Protocol):
     def run(self, work: Callable[[Transaction], None]) -> None:
         """Run `work` in one transaction and commit; it may be run again where the database undid it.
 
-        Raises `LedgerUnavailable`: nothing was written, unless the connection was lost during the commit, which the
-        text says then.
+        Raises `LedgerRefused` where the database refuses a row, otherwise `LedgerUnavailable`: nothing was written,
+        unless the connection was lost during the commit, which the text says then.
         """
 
     def close(self) -> None:
@@ -60,6 +63,8 @@ class Operation:
     name: str
     key: str
     apply: Callable[[Transaction, list[Row]], list[Row]]
+    tells_refused: bool = False
+    """Whether a row that the database refuses is answered by its key and, as `refused`, the database's code."""
 
 
 @dataclass(eq=False)
@@ -72,6 +77,28 @@ class _Submitted:
     """Nobody waits any more: it must not be written behind their back."""
     taken: bool = False
     """It stands in a transaction that has begun."""
+    answered: list[Row] = field(default_factory=list)
+    refused: dict[Hashable, LedgerRefused] = field(default_factory=dict)
+    """Why the database refuses rows, by their key."""
+    error: LedgerUnavailable | None = None
+
+    def outcome(self) -> list[Row] | LedgerUnavailable:
+        """The answer. Of several rows, those that are refused are missing from it, or told in it."""
+        if self.error is not None:
+            return self.error
+        if len(self.refused) == len(self.keys):
+            return next(iter(self.refused.values()))
+        if not self.operation.tells_refused:
+            return self.answered
+        return self.answered + [{self.operation.key: key, "refused": one.code} for key, one in self.refused.items()]
+
+
+@dataclass(eq=False)
+class _Part:
+    """Rows of an operation that stand in one transaction: all of them, or fewer while a refused row is looked for."""
+
+    of: _Submitted
+    rows: list[Row]
     answered: list[Row] = field(default_factory=list)
 
 
@@ -102,8 +129,9 @@ class Committer:
         """Write `rows` in the next transaction; returns the result rows whose key is among theirs.
 
         A key that another operation of the same kind already brings into a transaction waits for the next one,
-        so a compare-and-set never succeeds twice. Raises `LedgerUnavailable`: what had not begun by the deadline is
-        never written; what had is waited for as long again, and unknown after that.
+        so a compare-and-set never succeeds twice. Rows that the database refuses are missing from the answer, unless
+        the operation tells them. Raises `LedgerRefused` where it refuses all of `rows`, and `LedgerUnavailable`: what
+        had not begun by the deadline is never written; what had is waited for as long again, and unknown after that.
         """
         if not rows:
             return []
@@ -147,22 +175,57 @@ class Committer:
     def _write(self) -> None:
         driver: Driver | None = None
         while group := self._next_group():
-            started = time.perf_counter()
             try:
                 driver = driver or self._open_driver()
-                driver.run(partial(self._apply, group))
-            except LedgerUnavailable as error:
-                self.fault = str(error)
-                self._tell(group, error)
-            except Exception as error:  # whatever the driver raised, those who wait must hear of it
-                log.error("ledger_write_failed", exc_info=error)
-                self._tell(group, self._failed(f"writing failed: {error!r}"))
+            except Exception as error:
+                self._fail(group, error if isinstance(error, LedgerUnavailable) else LedgerUnavailable(_told(error)))
             else:
-                self.fault = None
-                self._observe_commit_s(time.perf_counter() - started)
-                self._tell(group, None)
+                self._commit(driver, [_Part(one, one.rows) for one in group], time.monotonic() + HALVE_FOR_S)
+            self._tell(group)
         if driver is not None:
             driver.close()
+
+    def _commit(self, driver: Driver, parts: list[_Part], give_up_at: float) -> None:
+        """Commit all of `parts`; where one row is refused, commit the others."""
+        started = time.perf_counter()
+        try:
+            driver.run(partial(self._apply, parts))
+        except LedgerRefused as error:
+            self._halve(driver, parts, give_up_at, error)
+        except LedgerUnavailable as error:
+            self._fail([part.of for part in parts], error)
+        except Exception as error:  # whatever the driver raised, those who wait must hear of it
+            self._halve(driver, parts, give_up_at, error)
+        else:
+            self.fault = None
+            self._observe_commit_s(time.perf_counter() - started)
+            for part in parts:
+                part.of.answered += part.answered
+
+    def _halve(self, driver: Driver, parts: list[_Part], give_up_at: float, error: Exception) -> None:
+        """Commit each half of `parts` by itself; a single row is to blame for `error`."""
+        if len(parts) == 1 and len(parts[0].rows) == 1:
+            self._blame(parts[0], error)
+        elif time.monotonic() > give_up_at:
+            self._fail([part.of for part in parts], LedgerUnavailable(f"another row was refused: {_told(error)}"))
+        else:
+            for half in _halves(parts):
+                self._commit(driver, half, give_up_at)
+
+    def _blame(self, part: _Part, error: Exception) -> None:
+        operation, [row] = part.of.operation, part.rows
+        if isinstance(error, LedgerRefused):
+            key = row[operation.key]
+            log.error("row_refused", operation=operation.name, id=str(key), code=error.code, cause=str(error))
+            part.of.refused[key] = error
+        else:
+            log.error("ledger_write_failed", operation=operation.name, exc_info=error)
+            part.of.error = self._failed(f"writing failed: {_told(error)}")
+
+    def _fail(self, group: Iterable[_Submitted], error: LedgerUnavailable) -> None:
+        self.fault = str(error)
+        for one in group:
+            one.error = error
 
     def _next_group(self) -> list[_Submitted]:
         """Wait for work; the operations of one transaction, with no key twice in a kind; empty when closing."""
@@ -188,30 +251,44 @@ class Committer:
                     return group
                 self._wake.wait()
 
-    def _apply(self, group: list[_Submitted], transaction: Transaction) -> None:
+    def _apply(self, parts: list[_Part], transaction: Transaction) -> None:
         """Write what is still wanted now that the transaction has begun: it may have waited for its lock."""
-        by_kind: dict[str, list[_Submitted]] = {}
+        by_kind: dict[str, list[_Part]] = {}
         with self._wake:
-            for one in group:
-                one.taken = not one.abandoned
-                one.answered = []
-                if one.taken:
-                    by_kind.setdefault(one.operation.name, []).append(one)
+            for part in parts:
+                part.of.taken = not part.of.abandoned
+                part.answered = []
+                if part.of.taken:
+                    by_kind.setdefault(part.of.operation.name, []).append(part)
         for same_kind in by_kind.values():
-            operation = same_kind[0].operation
-            owner = {key: one for one in same_kind for key in one.keys}
-            for row in operation.apply(transaction, [row for one in same_kind for row in one.rows]):
+            operation = same_kind[0].of.operation
+            owner = {row[operation.key]: part for part in same_kind for row in part.rows}
+            for row in operation.apply(transaction, [row for part in same_kind for row in part.rows]):
                 owner[row[operation.key]].answered.append(row)
 
-    def _tell(self, group: list[_Submitted], error: Exception | None) -> None:
+    def _tell(self, group: list[_Submitted]) -> None:
         def answer() -> None:
             for one in group:
                 if one.answer.done():
                     continue
-                if error is None:
-                    one.answer.set_result(one.answered)
-                else:
-                    one.answer.set_exception(error)
+                match one.outcome():
+                    case LedgerUnavailable() as error:
+                        one.answer.set_exception(error)
+                    case rows:
+                        one.answer.set_result(rows)
 
         if not self._loop.is_closed():
             self._loop.call_soon_threadsafe(answer)
+
+
+def _halves(parts: list[_Part]) -> tuple[list[_Part], list[_Part]]:
+    if len(parts) > 1:
+        return parts[: len(parts) // 2], parts[len(parts) // 2 :]
+    [one] = parts
+    middle = len(one.rows) // 2
+    return [_Part(one.of, one.rows[:middle])], [_Part(one.of, one.rows[middle:])]
+
+
+def _told(error: Exception) -> str:
+    """What may be told of an error: never the values that it is about."""
+    return str(error) if isinstance(error, LedgerRefused) else type(error).__name__

@@ -16,6 +16,7 @@ from services.ledger.records import (
     PastSession,
     Place,
     Queued,
+    Refused,
     RequestRecord,
 )
 from services.ledger.states import Status, Transition
@@ -24,8 +25,11 @@ from services.ledger.states import Status, Transition
 class Intake(Protocol):
     """A gateway's view of the ledger; every method raises `LedgerUnavailable`."""
 
-    async def accept(self, requests: Sequence[NewRequest]) -> list[Accepted]:
-        """Write new requests, unless their idempotency key is taken; they are durable when this returns."""
+    async def accept(self, requests: Sequence[NewRequest]) -> list[Accepted | Refused]:
+        """Write new requests, unless their idempotency key is taken; they are durable when this returns.
+
+        Raises `LedgerRefused` where the database refuses all of them.
+        """
 
     async def withdraw(self, request_id: str) -> Status | None:
         """End a waiting request at once, ask the substation of a charging one to stop it; terminal ones stay.
@@ -59,7 +63,7 @@ def _withdraw(transaction: Transaction, rows: list[Row]) -> list[Row]:
     return transaction.execute(statements.STATUSES, ids)
 
 
-ACCEPT = Operation("accept", "asked", _accept)
+ACCEPT = Operation("accept", "asked", _accept, tells_refused=True)
 WITHDRAW = Operation("withdraw", "id", _withdraw)
 
 
@@ -69,7 +73,7 @@ class LedgerIntake:
     def __init__(self, connection: LedgerConnection) -> None:
         self._connection = connection
 
-    async def accept(self, requests: Sequence[NewRequest]) -> list[Accepted]:
+    async def accept(self, requests: Sequence[NewRequest]) -> list[Accepted | Refused]:
         """See `Intake.accept`."""
         rows = []
         for new in requests:
@@ -77,7 +81,9 @@ class LedgerIntake:
             row["id"] = row["asked"] = row.pop("request_id")
             rows.append(row)
         return [
-            Accepted(row["asked"], row["id"], row["accepted_at_ms"], row["wait_until_ms"], row["body_hash"])
+            Refused(row["asked"], row["refused"])
+            if "refused" in row
+            else Accepted(row["asked"], row["id"], row["accepted_at_ms"], row["wait_until_ms"], row["body_hash"])
             for row in await self._connection.write(ACCEPT, rows)
         ]
 

@@ -8,38 +8,25 @@ from typing import Any, LiteralString
 
 import psycopg
 from psycopg import errors
-from psycopg.rows import dict_row
 
-from services.errors import LedgerUnavailable
+from services.errors import LedgerRefused, LedgerUnavailable
 from services.ledger.committer import Answer, Row, Transaction
 from services.ledger.dialect import INTEGER_COLUMNS, Dialect, render
+from services.ledger.postgres_connection import Connection, connect
+from services.ledger.postgres_refusals import told
 
-CONNECT_TIMEOUT_S = 3
-HELD_TIMEOUT_MS = 2_000
-"""A process that stands still inside a transaction loses it, and its locks."""
-LOCK_TIMEOUT_MS = 3_000
-STATEMENT_TIMEOUT_MS = 4_000
-"""Below the deadlines of writes and reads, so that they are answered by a cause, not by silence."""
 RETRY_FOR_S = 4.0
 RETRY_PAUSE_S = 0.02
+RETRY_PAUSE_MAX_S = 0.3
 
 BEGIN_WRITING = "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE"
 BEGIN_READING = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
 
-_SETTINGS = {
-    "search_path": "public,pg_temp",
-    "lock_timeout": str(LOCK_TIMEOUT_MS),
-    "statement_timeout": str(STATEMENT_TIMEOUT_MS),
-    "idle_in_transaction_session_timeout": str(HELD_TIMEOUT_MS),
-    # Every statement finds a few rows by an index. What the planner thinks of a table that has grown since it was
-    # analysed must not make it read all of it; nor a plan that was made while it was empty.
-    "plan_cache_mode": "force_custom_plan",
-    "enable_seqscan": "off",
-    "enable_hashjoin": "off",
-    "enable_mergejoin": "off",
-    "jit": "off",
-}
 _UNDONE = (errors.DeadlockDetected, errors.SerializationFailure)
+_ROW_REFUSED = ("22", "23", "44", "54", "P0")
+"""Classes of SQLSTATE that are about the values of a row: its data, a constraint, a limit, a trigger's own words."""
+_STATEMENT_FAILED = (*_ROW_REFUSED, "21", "40", "42", "53", "55", "57014")
+"""Beginnings of SQLSTATE after which the connection is as good as before. After any other error it is given up."""
 
 
 def _rows(columns: tuple[str, ...]) -> str:
@@ -56,23 +43,6 @@ DIALECT = Dialect(
     for_update="FOR NO KEY UPDATE",
     parameter=r"%(\1)s",
 )
-
-
-def connect(address: str) -> psycopg.Connection[Row]:
-    """A connection as the ledger needs it; raises `psycopg.Error`."""
-    given = psycopg.conninfo.conninfo_to_dict(address)
-    options = [*(f"-c {name}={value}" for name, value in _SETTINGS.items()), str(given.get("options") or "")]
-    settings: dict[str, Any] = {
-        "application_name": "evenload",
-        "connect_timeout": CONNECT_TIMEOUT_S,
-        "keepalives_idle": 5,
-        "keepalives_interval": 2,
-        "keepalives_count": 3,
-        "tcp_user_timeout": STATEMENT_TIMEOUT_MS,
-        **given,
-        "options": " ".join(options).strip(),
-    }
-    return psycopg.connect(**settings, autocommit=True, row_factory=dict_row)
 
 
 class PostgresTransaction:
@@ -100,53 +70,78 @@ class _Session:
     def __init__(self, address: str, begin: LiteralString) -> None:
         self._address = address
         self._begin = begin
-        self._connection: psycopg.Connection[Row] | None = None
+        self._connection: Connection | None = None
+        self._lost_at: float | None = None
+        """Since when no transaction has succeeded because there was no connection."""
 
     def transact(self, work: Callable[[Transaction], Answer]) -> Answer:
-        """Run `work` in a transaction; again where it was undone without a trace. Raises `LedgerUnavailable`."""
-        give_up_at = time.monotonic() + RETRY_FOR_S
+        """Run `work` in a transaction; again where it was undone without a trace.
+
+        A loss is waited for `RETRY_FOR_S` from its beginning, and not by each transaction anew. Raises `LedgerRefused`
+        where the database refuses a row of `work`, otherwise `LedgerUnavailable`.
+        """
+        started_at = time.monotonic()
+        pause_s = RETRY_PAUSE_S
         while True:
-            is_committing = False
+            has_begun = is_committing = False
             try:
                 connection = self._connected()
-                connection.execute(self._begin)
+                connection.begin(self._begin)
+                has_begun = True
                 answer = work(PostgresTransaction(connection))
                 is_committing = True
                 connection.execute("COMMIT")
-                return answer
             except psycopg.Error as error:
-                is_lost = self._is_lost_after_rollback()
+                is_lost = self._is_lost_after(error, has_begun=has_begun)
                 if is_committing and is_lost:
                     raise LedgerUnavailable(
                         f"PostgreSQL: connection lost during the commit, whose outcome is unknown: {told(error)}"
                     ) from error
+                if _refuses_row(error):
+                    raise LedgerRefused(f"PostgreSQL: {told(error)}", error.sqlstate or "") from error
                 may_go_again = isinstance(error, _UNDONE) or is_lost
-                if not may_go_again or time.monotonic() > give_up_at:
+                if not may_go_again or time.monotonic() > min(started_at, self._lost_at or started_at) + RETRY_FOR_S:
                     raise LedgerUnavailable(f"PostgreSQL: {told(error)}") from error
-                time.sleep(random.uniform(RETRY_PAUSE_S / 4, RETRY_PAUSE_S))  # noqa: S311 (spreads rivals)
+                time.sleep(random.uniform(pause_s / 4, pause_s))  # noqa: S311 (spreads rivals)
+                pause_s = min(pause_s * 2, RETRY_PAUSE_MAX_S)
             except BaseException:
-                self._is_lost_after_rollback()
+                self._roll_back()
                 raise
+            else:
+                self._lost_at = None
+                return answer
 
-    def _connected(self) -> psycopg.Connection[Row]:
+    def _connected(self) -> Connection:
         if self._connection is None:
-            try:
-                self._connection = connect(self._address)
-            except psycopg.Error as error:
-                raise LedgerUnavailable(f"PostgreSQL: {told(error)}") from error
+            self._connection = connect(self._address)
         return self._connection
 
-    def _is_lost_after_rollback(self) -> bool:
-        """Roll back; whether the connection does not live any more, and was given up."""
+    def _is_lost_after(self, error: psycopg.Error, *, has_begun: bool) -> bool:
+        """Whether the connection is of no use any more after `error`, and was given up.
+
+        A server that turned read-only, is being shut down, or has frozen may keep a connection open that serves
+        nothing. So only an error that is known to be a statement's own leaves the connection, and none before a
+        transaction has begun does.
+        """
+        if has_begun and _is_statements_own(error):
+            self._roll_back()
+        elif self._connection is not None:
+            self._connection.close()
+            self._connection = None
+        if self._connection is None and self._lost_at is None:
+            self._lost_at = time.monotonic()
+        return self._connection is None
+
+    def _roll_back(self) -> None:
+        """End the transaction, or the connection where that fails."""
         if self._connection is None:
-            return True
+            return
         try:
             self._connection.rollback()
         except psycopg.Error:
             self._connection.close()
         if self._connection.closed:
             self._connection = None
-        return self._connection is None
 
     def close(self) -> None:
         """Give the connection back."""
@@ -161,7 +156,7 @@ class PostgresDriver:
         self._session = _Session(address, BEGIN_WRITING)
 
     def run(self, work: Callable[[Transaction], None]) -> None:
-        """Run `work` in one transaction, several times if need be; raises `LedgerUnavailable`."""
+        """Run `work` in one transaction, several times if need be; raises as `Driver.run`."""
         self._session.transact(work)
 
     def close(self) -> None:
@@ -184,9 +179,16 @@ class PostgresReader:
         self._session.close()
 
 
-def told(error: psycopg.Error) -> str:
-    """The error in one line, without the row that it is about."""
-    return error.diag.message_primary or str(error).partition("\n")[0] or type(error).__name__
+def _is_statements_own(error: psycopg.Error) -> bool:
+    if error.sqlstate is None:  # psycopg's own: it lost the connection, or it could not send the statement
+        return not isinstance(error, psycopg.OperationalError | psycopg.InterfaceError)
+    return error.sqlstate.startswith(_STATEMENT_FAILED)
+
+
+def _refuses_row(error: psycopg.Error) -> bool:
+    if error.sqlstate is None:
+        return isinstance(error, psycopg.DataError)
+    return error.sqlstate.startswith(_ROW_REFUSED)
 
 
 def _storable(value: object) -> object:

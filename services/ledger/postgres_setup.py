@@ -1,18 +1,26 @@
 """Reads PostgreSQL's address, waits for the server, and makes the ledger's tables or refuses what is not ours."""
 
 import contextlib
+import re
 import time
 
 import psycopg
 from psycopg import errors, pq
 
-from services.errors import Misconfigured
+from services.errors import LedgerUnavailable, Misconfigured
 from services.ledger import schema
-from services.ledger.committer import Row
-from services.ledger.postgres import CONNECT_TIMEOUT_S, connect, told
+from services.ledger.postgres import BEGIN_READING, BEGIN_WRITING
+from services.ledger.postgres_connection import Connection, connect, conninfo
+from services.ledger.postgres_refusals import FORM, Refusal, explain, told
 
 POLL_S = 0.2
-FORM = "give postgresql://user:password@host:port/database"
+PERCENT_ENCODE = (
+    "percent-encode `#`, `/`, `?`, `@` and `%` in user and password, as `%23`, `%2F`, `%3F`, `%40` and `%25`"
+)
+_NO_FOLDER_OF_SOCKETS = "/dev/null/none"
+_SECRET_PARAMETER = re.compile(r"password=([^&]*)")
+_PIECE_MIN = 4
+"""A shorter part of a password may stand in libpq's words by chance."""
 _MAKING = 0x65_76_65_6E
 """Key of the advisory lock under which one process makes the tables."""
 
@@ -25,74 +33,124 @@ LIMIT 1
 
 
 def parse_address(url: str) -> str:
-    """The address, checked; raises `Misconfigured`, which never repeats it: it holds a password."""
+    """The address, which libpq can read; raises `Misconfigured`, which never repeats a password."""
+    authority, _, path = url.partition("://")[2].partition("?")[0].partition("/")
+    if "@" in authority.partition("@")[2] or (":" in authority and "@" not in authority and "@" in path):
+        raise Misconfigured(f"EVENLOAD_LEDGER_URL holds a sign that ends its password too early: {PERCENT_ENCODE}")
+    said = _fault_of(url)
+    if said is not None:
+        cure = PERCENT_ENCODE if "percent" in said else FORM
+        raise Misconfigured(f"EVENLOAD_LEDGER_URL cannot be used ({_without_secrets(said, url)}): {cure}")
+    return url
+
+
+def _fault_of(url: str) -> str | None:
+    """What libpq has against the address itself; None where it would now ask the server, which it does not do here."""
     try:
         given = psycopg.conninfo.conninfo_to_dict(url)
-    except psycopg.Error:
-        raise Misconfigured(f"EVENLOAD_LEDGER_URL is no PostgreSQL address: {FORM}") from None
-    port = str(given.get("port", "5432"))
-    if not given.get("host") or not given.get("user") or not given.get("dbname"):
-        raise Misconfigured(f"EVENLOAD_LEDGER_URL lacks a user, a host or a database: {FORM}")
-    if not (port.isdecimal() and 1 <= int(port) <= 65_535):
-        raise Misconfigured(f"EVENLOAD_LEDGER_URL: {port!r} is no port: {FORM}")
-    return url
+        hosts = str(given.get("host") or given.get("hostaddr") or "").count(",") + 1
+        nowhere = ",".join([_NO_FOLDER_OF_SOCKETS] * hosts)
+        asked = psycopg.conninfo.make_conninfo(conninfo(url), host=nowhere, hostaddr="")
+    except psycopg.Error as error:
+        return str(error).strip()
+    connection = pq.PGconn.connect_start(asked.encode())
+    said = connection.get_error_message().strip()
+    connection.finish()
+    return None if said.startswith("connection to server") else said
+
+
+def _without_secrets(said: str, url: str) -> str:
+    """What libpq said, without what it quotes where that may be part of a password."""
+    rest = url.partition("://")[2]
+    secret = rest.rpartition("@")[0].partition(":")[2] + "".join(_SECRET_PARAMETER.findall(rest))
+    pieces = [one for one in re.split("[:@/?#&=]", secret) if len(one) >= _PIECE_MIN]
+    quoted = said.partition('"')[2].rpartition('"')[0]
+    is_secret = "://" in quoted or (quoted and quoted in secret) or any(one in quoted for one in pieces)
+    return said.partition('"')[0].rstrip(" :") if is_secret else said
 
 
 def place(address: str) -> str:
     """What may be told of an address: host, port and database."""
     given = psycopg.conninfo.conninfo_to_dict(address)
-    return f"{given['host']}:{given.get('port', 5432)}/{given['dbname']}"
+    if given.get("service"):
+        return f"service {given['service']}"
+    defaults = {one.keyword.decode(): one.val.decode() for one in pq.Conninfo.get_defaults() if one.val is not None}
+    known = {**defaults, **given}
+    host, port = known.get("host") or known.get("hostaddr") or "the local socket", known["port"]
+    servers = host if "," in str(port) else f"{host}:{port}"
+    return f"{servers}/{known.get('dbname') or known.get('user', '')}"
 
 
 def prepare(address: str, give_up_after_s: float) -> None:
     """Make the ledger's tables where the database is empty, and refuse one that is not ours, untouched.
 
-    A server that does not answer yet is waited for. Raises `Misconfigured` with the cause and the cure.
+    A server that does not answer yet, or has no free connection, is waited for. Raises `Misconfigured` with the cause
+    and the cure.
     """
     where = place(address)
-    with contextlib.closing(_connected(address, where, give_up_after_s)) as connection:
+    give_up_at = time.monotonic() + give_up_after_s
+    while True:
         try:
-            with connection.transaction():
+            with contextlib.closing(connect(address)) as connection:
+                connection.begin(BEGIN_WRITING)
                 connection.execute("SELECT pg_advisory_xact_lock(%s)", [_MAKING])
+                _refuse_unfit(connection, where)
                 _make_or_refuse(connection, where)
+                connection.execute("COMMIT")
+            return
         except errors.InsufficientPrivilege as error:
             raise Misconfigured(
                 f"EVENLOAD_LEDGER_URL: {where} has no ledger that this user may use ({told(error)}): "
                 "set it up with `python -m services.ledger.provision`, or name the database's owner"
             ) from None
         except psycopg.Error as error:
-            raise Misconfigured(
-                f"EVENLOAD_LEDGER_URL: {where} is no usable ledger ({told(error)}): name another database"
-            ) from None
-
-
-def _connected(address: str, where: str, give_up_after_s: float) -> psycopg.Connection[Row]:
-    """Wait for a server; one that answers and refuses will go on refusing."""
-    give_up_at = time.monotonic() + give_up_after_s
-    asked = psycopg.conninfo.make_conninfo(address, connect_timeout=CONNECT_TIMEOUT_S).encode()
-    while True:
-        answers = pq.PGconn.ping(asked) == pq.Ping.OK
-        try:
-            return connect(address)
-        except psycopg.Error as error:
-            if answers:
-                raise Misconfigured(
-                    f"EVENLOAD_LEDGER_URL: {where} refuses ({_reason(error)}): correct user, password and database"
-                ) from None
-            if time.monotonic() > give_up_at:
-                raise Misconfigured(
-                    f"EVENLOAD_LEDGER_URL: {where} does not answer ({_reason(error)}): start PostgreSQL there, "
-                    "or correct host and port"
-                ) from None
+            refusal = explain(error, conninfo(address))
+            if refusal.is_final or time.monotonic() > give_up_at:
+                raise Misconfigured(_line(where, refusal)) from None
         time.sleep(POLL_S)
 
 
-def _reason(error: psycopg.Error) -> str:
-    """What the server, or the network, said; the address before it says nothing new."""
-    return str(error).strip().partition("\n")[0].rpartition("failed: ")[2]
+def read_meta(address: str) -> dict[str, str] | None:
+    """What the ledger says of itself, read at once and without a change; None where there is none yet.
+
+    Raises `Misconfigured` where a start would be refused, and `LedgerUnavailable` for what may pass, each with a cure.
+    """
+    where = place(address)
+    try:
+        with contextlib.closing(connect(address)) as connection:
+            connection.begin(BEGIN_READING)
+            _refuse_unfit(connection, where)
+            if not _has_table(connection, "meta"):
+                return None
+            rows = connection.execute("SELECT name, value FROM meta").fetchall()
+    except psycopg.Error as error:
+        refusal = explain(error, conninfo(address))
+        raise (Misconfigured if refusal.is_final else LedgerUnavailable)(_line(where, refusal)) from None
+    return {str(row["name"]): str(row["value"]) for row in rows}
 
 
-def _make_or_refuse(connection: psycopg.Connection[Row], where: str) -> None:
+def _line(where: str, refusal: Refusal) -> str:
+    return f"EVENLOAD_LEDGER_URL: {where} {refusal.what} ({refusal.cause}): {refusal.cure}"
+
+
+def _refuse_unfit(connection: Connection, where: str) -> None:
+    """Raise `Misconfigured` for a database that could not hold every text, or would keep no history."""
+    found = connection.execute(
+        "SELECT current_setting('server_encoding') AS encoding, current_setting('session_replication_role') AS role"
+    ).fetchone()
+    if found and found["encoding"] != "UTF8":
+        raise Misconfigured(
+            f"EVENLOAD_LEDGER_URL: {where} has the encoding {found['encoding']}, which cannot hold every text: "
+            "make the database with `createdb -T template0 -E UTF8`"
+        )
+    if found and found["role"] == "replica":
+        raise Misconfigured(
+            f"EVENLOAD_LEDGER_URL: {where} sets session_replication_role to replica, so that triggers keep no history: "
+            "ALTER DATABASE or ALTER ROLE with RESET session_replication_role"
+        )
+
+
+def _make_or_refuse(connection: Connection, where: str) -> None:
     if _has_table(connection, "meta"):
         schema.refuse_other_version(where, _version(connection), "database")
     elif connection.execute(_FOREIGN).fetchone():
@@ -102,12 +160,12 @@ def _make_or_refuse(connection: psycopg.Connection[Row], where: str) -> None:
             connection.execute(statement)
 
 
-def _has_table(connection: psycopg.Connection[Row], name: str) -> bool:
+def _has_table(connection: Connection, name: str) -> bool:
     found = connection.execute("SELECT to_regclass(%s) IS NOT NULL AS found", [f"public.{name}"]).fetchone()
     return found is not None and bool(found["found"])
 
 
-def _version(connection: psycopg.Connection[Row]) -> str | None:
+def _version(connection: Connection) -> str | None:
     """The schema's version; None for a table of that name that is somebody else's."""
     try:
         with connection.transaction():

@@ -46,6 +46,14 @@ class Accepted:
 
 
 @dataclass(frozen=True, slots=True)
+class Refused:
+    """The ledger's answer to a new request that a rule of the database forbids, by the database's own `code`."""
+
+    asked: str
+    code: str
+
+
+@dataclass(frozen=True, slots=True)
 class ListedRequest:
     """A line of the list of requests; `arrival` goes up with each."""
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from services.errors import LedgerUnavailable, Misconfigured
+from services.errors import LedgerRefused, LedgerUnavailable, Misconfigured
 from services.ledger import schema
 from services.ledger.committer import Row, Transaction
 from services.ledger.dialect import Dialect, render
@@ -211,6 +211,8 @@ def _lock_held(lock: int) -> Iterator[None]:
 def _faults_told() -> Iterator[None]:
     try:
         yield
+    except (sqlite3.IntegrityError, sqlite3.DataError) as error:
+        raise LedgerRefused(f"SQLite: {error}", error.sqlite_errorname) from error
     except sqlite3.Error as error:
         raise LedgerUnavailable(f"SQLite: {error}") from error
     except OSError as error:

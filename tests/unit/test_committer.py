@@ -3,8 +3,9 @@ import contextlib
 import threading
 
 import pytest
+from structlog.testing import capture_logs
 
-from services.errors import LedgerUnavailable
+from services.errors import LedgerRefused, LedgerUnavailable
 from services.ledger.committer import GROUP_MAX_ROWS, Committer, Operation
 
 PATIENCE_S = 10
@@ -215,18 +216,86 @@ async def test_what_has_begun_by_its_deadline_is_told_to_be_unknown(driver):
     assert driver.transactions == [[["begun"]]]
 
 
-@pytest.mark.parametrize("fault", [LedgerUnavailable("locked"), RuntimeError("a bug")])
-async def test_a_drivers_error_reaches_everybody_in_the_transaction_and_nobody_else(driver, committer, fault):
-    driver.faults = [None, fault]
+async def test_a_drivers_error_reaches_everybody_in_the_transaction_and_nobody_else(driver, committer):
+    driver.faults = [None, LedgerUnavailable("locked")]
     async with while_a_transaction_runs(driver, committer):
         tasks = await submitting(
             committer, (WRITE, rows("a")), (OTHER, rows("b")), (WRITE, rows("c")), (WRITE, rows("a"))
         )
     outcomes = await asyncio.gather(*tasks, return_exceptions=True)
 
-    assert all(isinstance(one, LedgerUnavailable) and str(fault) in str(one) for one in outcomes[:3])
+    assert all(isinstance(one, LedgerUnavailable) and "locked" in str(one) for one in outcomes[:3])
     assert outcomes[3] == [{"key": "a", "wrote": "A"}]
     assert driver.transactions == [[["first"]], [["a"]]]
+
+
+def refusing(*keys, error=None):
+    """A kind of operation whose statement fails as long as one of the keys is among its rows."""
+
+    def write(transaction, theirs):
+        if {row["key"] for row in theirs} & set(keys):
+            raise error or LedgerRefused("PostgreSQL: a rule", "23514")
+        return _write(transaction, theirs)
+
+    return Operation("picky", "key", write, tells_refused=error is None)
+
+
+def written(driver):
+    return sorted(key for transaction in driver.transactions for statement in transaction for key in statement)
+
+
+async def test_a_row_that_is_refused_fails_alone_and_its_neighbours_are_written(driver, committer):
+    async with while_a_transaction_runs(driver, committer):
+        tasks = await submitting(
+            committer,
+            (WRITE, rows("a")),
+            (refusing("bad"), rows(*(f"k{number}" for number in range(40)), "bad", "last")),
+            (OTHER, rows("b")),
+        )
+    first, picky, last = await asyncio.gather(*tasks)
+
+    assert (first, last) == ([{"key": "a", "wrote": "A"}], [{"key": "b", "wrote": "B"}])
+    assert picky == [
+        *({"key": f"k{number}", "wrote": f"K{number}"} for number in range(40)),
+        {"key": "last", "wrote": "LAST"},
+        {"key": "bad", "refused": "23514"},
+    ]
+    assert written(driver) == sorted(["first", "a", "b", *(f"k{number}" for number in range(40)), "last"])
+    assert committer.fault is None
+
+
+async def test_an_operation_whose_rows_are_all_refused_raises_and_its_neighbour_does_not(driver, committer):
+    async with while_a_transaction_runs(driver, committer):
+        tasks = await submitting(committer, (refusing("x", "y"), rows("x", "y")), (WRITE, rows("a")))
+    refused, answered = await asyncio.gather(*tasks, return_exceptions=True)
+
+    assert (type(refused), refused.code, str(refused)) == (LedgerRefused, "23514", "PostgreSQL: a rule")
+    assert answered == [{"key": "a", "wrote": "A"}]
+
+
+async def test_a_bug_fails_whoever_met_it_alone_and_tells_no_values(driver, committer):
+    bug = UnicodeEncodeError("ascii", "EV-sécret", 4, 5, "ordinal not in range")
+    with capture_logs() as said:
+        async with while_a_transaction_runs(driver, committer):
+            tasks = await submitting(committer, (refusing("x", error=bug), rows("x")), (WRITE, rows("a")))
+        failed, answered = await asyncio.gather(*tasks, return_exceptions=True)
+
+    assert (type(failed), str(failed)) == (LedgerUnavailable, "writing failed: UnicodeEncodeError")
+    assert answered == [{"key": "a", "wrote": "A"}]
+    assert [line["event"] for line in said] == ["ledger_write_failed"]
+    assert (
+        str(said[0]["exc_info"]) == "'ascii' codec can't encode character '\\xe9' in position 4: ordinal not in range"
+    )
+
+
+async def test_a_database_that_refuses_everything_does_not_hold_up_the_others_for_long(driver, committer, monkeypatch):
+    monkeypatch.setattr("services.ledger.committer.HALVE_FOR_S", -1.0)
+    many = [f"k{number}" for number in range(100)]
+    async with while_a_transaction_runs(driver, committer):
+        [task] = await submitting(committer, (refusing(*many), rows(*many)))
+
+    with pytest.raises(LedgerUnavailable, match="another row was refused: PostgreSQL: a rule"):
+        await task
 
 
 async def test_closing_writes_what_is_pending_and_closes_the_driver(driver):
@@ -280,7 +349,7 @@ async def test_a_deadline_that_passed_is_a_fault_until_something_is_written(driv
 
 async def test_a_drivers_fault_is_told_until_something_is_written(driver, committer):
     driver.faults = [LedgerUnavailable("full"), RuntimeError("odd")]
-    for cause in ("full", "odd"):
+    for cause in ("full", "RuntimeError"):
         with pytest.raises(LedgerUnavailable):
             await committer.submit(WRITE, rows("a"))
         assert cause in committer.fault

@@ -9,8 +9,8 @@ from harness.ledger import new_request
 from gateway.intake import COMMITS_AT_ONCE, PUBLISHES_AT_ONCE, PUBLISHES_MAX, Backlogged, IntakeQueue
 from gateway.settings import GatewaySettings
 from services.broker import topology
-from services.errors import BrokerUnavailable, LedgerUnavailable, Unroutable
-from services.ledger.records import Accepted
+from services.errors import BrokerUnavailable, LedgerRefused, LedgerUnavailable, Unroutable
+from services.ledger.records import Accepted, Refused
 from services.messages import Hint
 
 PATIENCE_S = 10
@@ -27,6 +27,7 @@ class Ledger:
         self.fault = None
         self.first_of_key = {}
         self.forgotten = set()
+        self.refused = set()
 
     async def accept(self, requests):
         self.batches.append([one.request_id for one in requests])
@@ -34,7 +35,11 @@ class Ledger:
         if self.fault:
             raise self.fault
         return [
-            Accepted(one.request_id, self.first_of_key.get(one.idempotency_key, one.request_id), 1_000, 2_000, None)
+            Refused(one.request_id, "23514")
+            if one.request_id in self.refused
+            else Accepted(
+                one.request_id, self.first_of_key.get(one.idempotency_key, one.request_id), 1_000, 2_000, None
+            )
             for one in requests
             if one.request_id not in self.forgotten
         ]
@@ -259,3 +264,14 @@ async def test_publishes_that_are_backed_up_are_left_to_the_ledger(parts):
     await parts.intake.drain()
 
     assert parts.publisher.published == [Hint(f"r{number}", 0) for number in range(PUBLISHES_MAX)]
+
+
+async def test_a_request_that_the_database_forbids_fails_alone_and_is_not_published(parts):
+    parts.ledger.refused = {"b"}
+
+    a, b, c = await asyncio.gather(*(parts.ask(one) for one in "abc"), return_exceptions=True)
+
+    assert (a.request_id, c.request_id) == ("a", "c")
+    assert (type(b), b.code) == (LedgerRefused, "23514")
+    await parts.intake.drain()
+    assert parts.publisher.published == [Hint("a", 0), Hint("c", 0)]

@@ -9,7 +9,7 @@ from gateway.bodies import field_problem
 from gateway.intake import Backlogged
 from gateway.metrics import GatewayMetrics
 from gateway.problems import Problem, problem_details
-from services.errors import LedgerUnavailable
+from services.errors import LedgerRefused, LedgerUnavailable
 
 
 class FakeRequest:
@@ -88,6 +88,19 @@ async def test_who_cannot_be_served_now_is_told_when_to_come_back(gateway, fault
     response = await gateway.answer(fault)
 
     assert int(response.headers["Retry-After"]) > 0
+
+
+async def test_what_the_database_forbids_is_a_problem_of_its_own_that_no_retry_mends(gateway):
+    response = await gateway.answer(LedgerRefused("PostgreSQL: secret of the row", "23514"))
+
+    assert response.status == HTTPStatus.UNPROCESSABLE_ENTITY
+    assert "Retry-After" not in response.headers
+    assert json.loads(response.body) == {
+        "type": "urn:evenload:problem:refused-by-ledger",
+        "title": "Unprocessable Entity",
+        "status": 422,
+        "detail": "a rule of the ledger's database forbids this request (23514); sending it again will not help",
+    }
 
 
 async def test_a_wrong_method_is_told_the_right_ones(gateway):

@@ -1,0 +1,107 @@
+"""A rule of the operator's own in the database forbids one row: that row fails alone, and is told by its id."""
+
+import asyncio
+
+import psycopg
+import pytest
+from harness.ledger import Ledger, changed, new_request, opened, registration
+from structlog.testing import capture_logs
+
+from services.errors import LedgerRefused
+from services.ledger.records import Accepted, Assignment, Refused
+from services.messages import Hint
+
+FORBIDDEN = "EV-FORBIDDEN-7"
+IDS = [f"r{number:02d}" for number in range(100)]
+
+
+@pytest.fixture
+def forbid(path):
+    """Have the database refuse an event on rows of a table for which a condition holds."""
+
+    def forbid_(event, table, condition):
+        if isinstance(path, str):
+            changed(path, "CREATE FUNCTION forbidden() RETURNS trigger LANGUAGE plpgsql AS "
+                          "$$ BEGIN RAISE check_violation USING MESSAGE = 'not here', DETAIL = NEW.*::text; END $$")  # fmt: skip
+            changed(path, f"CREATE TRIGGER forbidden BEFORE {event} ON {table} FOR EACH ROW WHEN ({condition}) "
+                          "EXECUTE FUNCTION forbidden()")  # fmt: skip
+        else:
+            changed(path, f"CREATE TRIGGER forbidden BEFORE {event} ON {table} WHEN {condition} "
+                          "BEGIN SELECT RAISE(ABORT, 'not here'); END")  # fmt: skip
+
+    return forbid_
+
+
+def code(path):
+    return "23514" if isinstance(path, str) else "SQLITE_CONSTRAINT_TRIGGER"
+
+
+def new(request_id):
+    return new_request(request_id, vehicle_id=FORBIDDEN if request_id == IDS[42] else f"EV-{request_id}")
+
+
+def assert_told_once(said, operation, request_id, path):
+    assert [line for line in said if line["log_level"] == "error"] == [
+        {"event": "row_refused", "log_level": "error", "operation": operation, "id": request_id, "code": code(path),
+         "cause": f"{'PostgreSQL' if isinstance(path, str) else 'SQLite'}: not here"}
+    ]  # fmt: skip
+    assert FORBIDDEN not in str(said)
+
+
+async def test_of_a_hundred_requests_of_one_commit_the_forbidden_one_alone_is_refused(ledger, path, forbid):
+    forbid("INSERT", "request", f"NEW.vehicle_id = '{FORBIDDEN}'")
+
+    with capture_logs() as said:
+        answers = {one.asked: one for one in await ledger.intake.accept([new(one) for one in IDS])}
+
+    assert answers.pop(IDS[42]) == Refused(IDS[42], code(path))
+    assert {type(one) for one in answers.values()} == {Accepted}
+    assert sorted(answers) == [one for one in IDS if one != IDS[42]]
+    assert [one for one in IDS if await ledger.intake.request(one) is None] == [IDS[42]]
+    assert_told_once(said, "accept", IDS[42], path)
+
+
+async def test_of_a_hundred_requests_at_once_the_forbidden_one_alone_fails(ledger, path, forbid):
+    forbid("INSERT", "request", f"NEW.vehicle_id = '{FORBIDDEN}'")
+
+    with capture_logs() as said:
+        answers = await asyncio.gather(*(ledger.intake.accept([new(one)]) for one in IDS), return_exceptions=True)
+
+    refused = answers.pop(42)
+    assert (type(refused), refused.code) == (LedgerRefused, code(path))
+    assert [one.request_id for [one] in answers] == [one for one in IDS if one != IDS[42]]
+    assert_told_once(said, "accept", IDS[42], path)
+
+
+async def test_an_assignment_that_is_refused_leaves_the_others_assigned(ledger, path, forbid):
+    await ledger.intake.accept([new(one) for one in IDS])
+    forbid("UPDATE", "request", f"NEW.vehicle_id = '{FORBIDDEN}'")
+
+    assigned = await ledger.dispatch.assign([Assignment(one, 0, "north") for one in IDS])
+
+    assert assigned == {one for one in IDS if one != IDS[42]}
+    claims = await ledger.charging.claim([Hint(one, 1) for one in IDS[40:44]], "north", 1, 4)
+    assert sorted(one.request_id for one in claims.claimed) == ["r40", "r41", "r43"]
+
+
+async def test_a_beat_that_is_refused_stops_no_other_substation(ledger, path, forbid):
+    await ledger.take(registration("west"))
+    forbid("UPDATE", "substation", "NEW.id = 'south' AND NEW.renewals > OLD.renewals")
+
+    answers = await asyncio.gather(*(ledger.beat(at=one) for one in ("north", "south", "west")), return_exceptions=True)
+
+    assert [getattr(one, "substation", type(one)) for one in answers] == ["north", LedgerRefused, "west"]
+
+
+async def test_a_text_that_is_too_long_for_an_index_fails_alone_on_postgresql(postgres_url):
+    """An index of PostgreSQL's holds a third of a page; SQLite has no such limit."""
+    async with opened(postgres_url) as connection:
+        ledger = Ledger(connection)
+        with psycopg.connect(postgres_url) as other:
+            other.execute("CREATE INDEX vehicles ON request (vehicle_id)")
+        long = "".join(chr(33 + (number * number) % 90) + chr(500 + number % 7000) for number in range(9_000))
+
+        answers = await ledger.intake.accept([new_request("a"), new_request("b", vehicle_id=long), new_request("c")])
+
+    assert [(type(one), one.asked) for one in answers] == [(Accepted, "a"), (Accepted, "c"), (Refused, "b")]
+    assert answers[2].code == "54000"
