@@ -16,8 +16,8 @@ HELD_TIMEOUT_MS = 2_000
 LOCK_TIMEOUT_MS = 3_000
 STATEMENT_TIMEOUT_MS = 4_000
 """Below the deadlines of writes and reads, so that they are answered by a cause, not by silence."""
-ANSWER_WITHIN_S = 5.0
-"""The longest transaction. A server that has frozen keeps no timeout of its own."""
+ANSWER_WITHIN_S = 4.5
+"""The longest transaction. A server that has frozen keeps no timeout of its own; less than the deadline of a read."""
 
 _SETTINGS: dict[LiteralString, LiteralString] = {
     "search_path": "public, pg_temp",

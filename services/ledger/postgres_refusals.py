@@ -65,6 +65,9 @@ _TEXTS = {
 }
 """Cures by what libpq and PgBouncer say, who tell no code of their own and always speak English."""
 
+_SILENCE = ("timeout expired", "has not answered")
+_CURE_OF_SILENCE = "see whether the server is frozen or cut off, or whether a pooler before it waits for a connection"
+
 
 def explain(error: psycopg.Error, conninfo: str) -> Refusal:
     """What `error` says of the ledger at `conninfo`.
@@ -75,6 +78,8 @@ def explain(error: psycopg.Error, conninfo: str) -> Refusal:
     for text, (cure, is_final) in _TEXTS.items():
         if text in said:
             return Refusal(_REFUSES, said, cure, is_final)
+    if any(text in said for text in _SILENCE):
+        return Refusal(_SILENT, said, _CURE_OF_SILENCE, is_final=False)
     if (isinstance(error, psycopg.ProgrammingError) and not error.sqlstate) or _OPTION_REFUSED.match(str(error)):
         return Refusal("cannot be asked for", said, FORM, is_final=True)
     codes = [error.sqlstate] if error.sqlstate else _codes_told(conninfo)

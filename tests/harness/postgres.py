@@ -9,7 +9,7 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -61,8 +61,8 @@ class Server:
     def url(self, database: str = "postgres", user: str = OWNER, password: str = PASSWORD) -> str:
         return f"postgresql://{user}:{password}@127.0.0.1:{self.port}/{database}"
 
-    def execute(self, statement: str) -> None:
-        with psycopg.connect(self.url(), autocommit=True) as connection:
+    def execute(self, statement: str, database: str = "postgres") -> None:
+        with psycopg.connect(self.url(database), autocommit=True) as connection:
             connection.execute(statement)
 
 
@@ -86,48 +86,84 @@ def running_postgres(programs: Programs, *settings: str) -> Iterator[Server]:
     with tempfile.TemporaryDirectory(prefix="evenload-postgres-") as folder:
         home = Path(folder)
         programs = _reachable(programs, home)
-        data, password, log_file = home / "data", home / "password", home / "log"
+        password = home / "password"
         password.write_text(PASSWORD)
-        data.mkdir()
-        if os.geteuid() == 0:
-            for one in (home, data, password):
-                shutil.chown(one, "nobody")
-        initdb = _run(programs, "initdb", "-D", data, "-U", OWNER, "-A", "scram-sha-256", f"--pwfile={password}",
-                      "-E", "UTF8", "--no-locale", "--no-sync")  # fmt: skip
+        give_to_ordinary_user(home, password)
+        initdb = as_ordinary_user(programs, "initdb", "-D", home / "data", "-U", OWNER, "-A", "scram-sha-256",
+                                  f"--pwfile={password}", "-E", "UTF8", "--no-locale", "--no-sync")  # fmt: skip
         made = subprocess.run(**initdb, capture_output=True, text=True, timeout=READY_WITHIN_S, check=False)
         assert made.returncode == 0, made.stderr
-        [port] = free_ports(1)
-        options = [f"port={port}", "listen_addresses=127.0.0.1", "unix_socket_directories=", "fsync=off",
-                   "shared_buffers=64MB", *settings]  # fmt: skip
-        serve = _run(programs, "postgres", "-D", data, *(word for one in options for word in ("-c", one)))
-        run = uuid.uuid4().hex
-        serve["env"] |= leftovers.marks(home, run)
-        # Should the tests be killed, their server must not stay.
-        guardian = subprocess.Popen(
-            [sys.executable, "-m", "services.local.guardian", run],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            start_new_session=True,
-        )
-        with log_file.open("wb") as log:
-            process = subprocess.Popen(**serve, stdout=log, stderr=log, start_new_session=True)
-        try:
-            server = Server(port, process.pid, home)
-            give_up_at = time.monotonic() + READY_WITHIN_S
-            while psycopg.pq.PGconn.ping(server.url().encode()) != psycopg.pq.Ping.OK:
-                assert process.poll() is None, f"PostgreSQL ended: {log_file.read_text()[-2000:]}"
-                assert time.monotonic() < give_up_at, f"PostgreSQL is not ready: {log_file.read_text()[-2000:]}"
-                time.sleep(0.05)
+        with _serving(programs, home, settings) as server:
             yield server
-        finally:
-            process.send_signal(signal.SIGINT)  # at once, whoever is connected
-            try:
-                process.wait(30)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
-            guardian.stdin.close()
-            guardian.wait(30)
+
+
+@contextlib.contextmanager
+def running_standby(programs: Programs, primary: Server) -> Iterator[Server]:
+    """Start a server that follows `primary` by streaming replication, read-only until it is promoted."""
+    with tempfile.TemporaryDirectory(prefix="evenload-standby-") as folder:
+        home = Path(folder)
+        programs = _reachable(programs, home)
+        give_to_ordinary_user(home)
+        copy = as_ordinary_user(programs, "pg_basebackup", "-D", home / "data", "-R", "-c", "fast", "--no-sync",
+                                "-d", primary.url())  # fmt: skip
+        made = subprocess.run(**copy, capture_output=True, text=True, timeout=READY_WITHIN_S, check=False)
+        assert made.returncode == 0, made.stderr
+        with _serving(programs, home, ()) as server:
+            yield server
+
+
+@contextlib.contextmanager
+def _serving(programs: Programs, home: Path, settings: Sequence[str]) -> Iterator[Server]:
+    [port] = free_ports(1)
+    options = [f"port={port}", "listen_addresses=127.0.0.1", "unix_socket_directories=", "fsync=off",
+               "shared_buffers=64MB", *settings]  # fmt: skip
+    words = (word for one in options for word in ("-c", one))
+    serve = as_ordinary_user(programs, "postgres", "-D", home / "data", *words)
+    with guarded(serve, home) as process:
+        server = Server(port, process.pid, home)
+        wait_until_it_answers(server.url(), process, home)
+        yield server
+
+
+@contextlib.contextmanager
+def guarded(serve: dict, home: Path) -> Iterator[subprocess.Popen]:
+    """Run what `as_ordinary_user` gave, with its output in `home / "log"`. Should the tests be killed, it does not stay."""
+    run = uuid.uuid4().hex
+    serve["env"] |= leftovers.marks(home, run)
+    guardian = subprocess.Popen(
+        [sys.executable, "-m", "services.local.guardian", run],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    with (home / "log").open("wb") as log:
+        process = subprocess.Popen(**serve, stdout=log, stderr=log, start_new_session=True)
+    try:
+        yield process
+    finally:
+        process.send_signal(signal.SIGINT)  # at once, whoever is connected
+        try:
+            process.wait(30)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        guardian.stdin.close()
+        guardian.wait(30)
+
+
+def wait_until_it_answers(url: str, process: subprocess.Popen, home: Path) -> None:
+    give_up_at = time.monotonic() + READY_WITHIN_S
+    while psycopg.pq.PGconn.ping(url.encode()) != psycopg.pq.Ping.OK:
+        assert process.poll() is None, f"it ended: {(home / 'log').read_text()[-2000:]}"
+        assert time.monotonic() < give_up_at, f"it is not ready: {(home / 'log').read_text()[-2000:]}"
+        time.sleep(0.05)
+
+
+def give_to_ordinary_user(*paths: Path) -> None:
+    """Root's files belong to root; what is run as an ordinary user needs its own."""
+    if os.geteuid() == 0:
+        for one in paths:
+            shutil.chown(one, "nobody")
 
 
 def _reachable(programs: Programs, home: Path) -> Programs:
@@ -143,8 +179,8 @@ def _reachable(programs: Programs, home: Path) -> Programs:
     return Programs(folder, {"LD_LIBRARY_PATH": libraries(home / "programs")})
 
 
-def _run(programs: Programs, program: str, *arguments: object) -> dict:
-    """What starts a program, as an ordinary user: PostgreSQL refuses to be run by root."""
+def as_ordinary_user(programs: Programs, program: str, *arguments: object) -> dict:
+    """What starts a program, as an ordinary user: PostgreSQL and PgBouncer refuse to be run by root."""
     ordinary = ["setpriv", "--reuid=nobody", "--regid=nogroup", "--clear-groups"] if os.geteuid() == 0 else []
     kept = {name: value for name, value in os.environ.items() if not name.startswith("PG")}
     return {

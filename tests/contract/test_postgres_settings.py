@@ -1,0 +1,196 @@
+"""What server, database, role and environment prescribe for every client changes nothing of what the ledger does."""
+
+import contextlib
+import uuid
+
+import psycopg
+import pytest
+from harness.ledger import Ledger, asked, opened, registration
+from harness.postgres import PASSWORD
+
+from services.cli.checks import Finding
+from services.cli.checks_ledger import check_ledger
+from services.errors import Misconfigured
+from services.ledger.committer import Operation
+from services.ledger.states import Status
+
+VEHICLE = "ÉV-日本-🚗"
+HOSTILE = {
+    "bytea_output": "escape",
+    "client_encoding": "LATIN1",
+    "client_min_messages": "debug5",
+    "DateStyle": "'SQL, DMY'",
+    "default_transaction_deferrable": "on",
+    "default_transaction_isolation": "serializable",
+    "default_transaction_read_only": "on",
+    "extra_float_digits": "-15",
+    "idle_in_transaction_session_timeout": "1",
+    "IntervalStyle": "sql_standard",
+    "lock_timeout": "1",
+    "plan_cache_mode": "force_generic_plan",
+    "row_security": "off",
+    "search_path": "nowhere",
+    "standard_conforming_strings": "off",
+    "statement_timeout": "100",
+    "synchronous_commit": "off",
+    "TimeZone": "'Asia/Kathmandu'",
+    "transform_null_equals": "on",
+}
+AMBIENT = {
+    "PGAPPNAME": "somebody",
+    "PGCLIENTENCODING": "SQL_ASCII",
+    "PGCONNECT_TIMEOUT": "no number",
+    "PGDATESTYLE": "nonsense",
+    "PGGEQO": "nonsense",
+    "PGHOSTADDR": "192.0.2.1",
+    "PGOPTIONS": "-c default_transaction_read_only=on -c search_path=nowhere",
+    "PGTARGETSESSIONATTRS": "standby",
+    "PGTZ": "nonsense",
+}
+
+
+def _settings(transaction, _rows):
+    """What holds inside a transaction, and how long the server itself would let it sleep."""
+    shown = transaction.execute("SELECT name, setting FROM pg_settings")
+    transaction.execute("SELECT pg_sleep(0.2)")
+    return [{"settings": "all", **{row["name"]: row["setting"] for row in shown}}]
+
+
+SETTINGS = Operation("settings", "settings", _settings)
+
+
+async def settings_of_a_write(connection):
+    [shown] = await connection.write(SETTINGS, [{"settings": "all"}])
+    return shown
+
+
+async def live_a_life(connection):
+    """One request from its acceptance to its end."""
+    ledger = Ledger(connection)
+    await ledger.take(registration("north"))
+    assert await ledger.ended("a") == {"a": 1}
+    await ledger.accepted("b", vehicle_id=VEHICLE)
+    assert [(one.vehicle_id, one.status) for one in await ledger.intake.listed(
+        before=2**62, most=9, status=None, substation=None
+    )] == [(VEHICLE, Status.ACCEPTED), ("EV-1", Status.COMPLETED)]  # fmt: skip
+    assert [one.status for one in await ledger.history("a")] == ["accepted", "assigned", "charging", "completed"]
+
+
+def findings(url, monkeypatch):
+    monkeypatch.setenv("EVENLOAD_SPEED", "60")
+    return {one.check: one for one in check_ledger(url)}
+
+
+async def test_what_the_database_prescribes_changes_nothing(postgres, postgres_url, monkeypatch):
+    database = postgres_url.rpartition("/")[2]
+    for name, value in HOSTILE.items():
+        postgres.execute(f"ALTER DATABASE {database} SET {name} = {value}")
+
+    async with opened(postgres_url) as connection:
+        await live_a_life(connection)
+        shown = await settings_of_a_write(connection)
+
+    expected = {
+        "client_encoding": "UTF8",
+        "idle_in_transaction_session_timeout": "2000",
+        "lock_timeout": "3000",
+        "plan_cache_mode": "force_custom_plan",
+        "search_path": "public, pg_temp",
+        "statement_timeout": "4000",
+        "synchronous_commit": "on",
+        "transaction_isolation": "read committed",
+        "transaction_read_only": "off",
+    }
+    assert {name: shown[name] for name in expected} == expected
+    assert {one.finding for one in findings(postgres_url, monkeypatch).values()} == {Finding.OK}
+
+
+async def test_a_database_that_promises_more_than_we_do_keeps_its_promise(postgres, postgres_url):
+    database = postgres_url.rpartition("/")[2]
+    postgres.execute(f"ALTER DATABASE {database} SET synchronous_commit = remote_apply")
+
+    async with opened(postgres_url) as connection:
+        assert (await settings_of_a_write(connection))["synchronous_commit"] == "remote_apply"
+
+
+async def test_variables_of_libpqs_that_would_change_meaning_are_ignored(postgres_url, monkeypatch):
+    for name, value in AMBIENT.items():
+        monkeypatch.setenv(name, value)
+
+    async with opened(postgres_url) as connection:
+        await live_a_life(connection)
+
+    monkeypatch.undo()
+    [(vehicle,)] = asked(postgres_url, "SELECT vehicle_id FROM request WHERE id = 'b'")
+    assert vehicle == VEHICLE
+
+
+async def test_what_the_address_leaves_out_is_found_as_by_psql(postgres, postgres_url, monkeypatch, tmp_path):
+    database = postgres_url.rpartition("/")[2]
+    passwords, services = tmp_path / "passwords", tmp_path / "services"
+    passwords.write_text(f"127.0.0.1:{postgres.port}:*:postgres:{PASSWORD}\n")
+    passwords.chmod(0o600)
+    services.write_text(f"[ledger]\nhost=127.0.0.1\nport={postgres.port}\nuser=postgres\ndbname={database}\n")
+    monkeypatch.setenv("PGPASSFILE", str(passwords))
+    monkeypatch.setenv("PGSERVICEFILE", str(services))
+
+    async with opened("postgresql:///?service=ledger") as connection:
+        await Ledger(connection).accepted("by service")
+    for name, value in {"PGHOST": "127.0.0.1", "PGPORT": str(postgres.port), "PGUSER": "postgres"}.items():
+        monkeypatch.setenv(name, value)
+    async with opened(f"postgresql:///{database}") as connection:
+        await Ledger(connection).accepted("by variables")
+
+    assert asked(postgres_url, "SELECT id FROM request ORDER BY id") == [("by service",), ("by variables",)]
+
+
+@contextlib.contextmanager
+def database_of(postgres, encoding):
+    name = f"t{uuid.uuid4().hex[:12]}"
+    postgres.execute(f"CREATE DATABASE {name} TEMPLATE template0 ENCODING '{encoding}'")
+    try:
+        yield postgres.url(name)
+    finally:
+        postgres.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.mark.parametrize("encoding", ["SQL_ASCII", "LATIN1"])
+async def test_a_database_that_cannot_hold_every_text_is_refused_with_its_cure(postgres, encoding, monkeypatch):
+    with database_of(postgres, encoding) as url:
+        with pytest.raises(Misconfigured) as refused:
+            async with opened(url):
+                pass
+        found = findings(url, monkeypatch)["ledger"]
+
+    where = url.rpartition("@")[2]
+    cause = f"EVENLOAD_LEDGER_URL: {where} has the encoding {encoding}, which cannot hold every text"
+    assert str(refused.value) == f"{cause}: make the database with `createdb -T template0 -E UTF8`"
+    assert (found.finding, found.said) == (Finding.MISCONFIGURED, cause)
+    assert found.cure == "make the database with `createdb -T template0 -E UTF8`"
+
+
+async def test_a_database_whose_triggers_would_stay_silent_is_refused(postgres, postgres_url, monkeypatch):
+    database = postgres_url.rpartition("/")[2]
+    async with opened(postgres_url):
+        pass
+    postgres.execute(f"ALTER DATABASE {database} SET session_replication_role = replica")
+
+    with pytest.raises(Misconfigured, match="sets session_replication_role to replica, so that triggers keep no hist"):
+        async with opened(postgres_url):
+            pass
+    assert findings(postgres_url, monkeypatch)["ledger"].finding is Finding.MISCONFIGURED
+
+
+async def test_a_server_that_ends_idle_connections_is_connected_to_anew_unseen(postgres, postgres_url):
+    database = postgres_url.rpartition("/")[2]
+    postgres.execute(f"ALTER DATABASE {database} SET idle_session_timeout = 200")
+    async with opened(postgres_url) as connection:
+        ledger = Ledger(connection)
+        for number in range(2):
+            await ledger.accepted(f"r{number}")
+            with psycopg.connect(postgres.url(), autocommit=True) as other:
+                while other.execute("SELECT 1 FROM pg_stat_activity WHERE datname = %s", [database]).fetchone():
+                    pass
+
+        assert await ledger.status("r1") == "accepted"
+        assert connection.fault is None

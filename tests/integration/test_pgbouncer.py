@@ -1,0 +1,153 @@
+"""A real PgBouncer between the services and PostgreSQL: which pool modes work, and what is told of its refusals."""
+
+import asyncio
+import contextlib
+
+import psycopg
+import pytest
+from harness.ledger import Ledger, asked, new_request, opened, registration
+from harness.pgbouncer import find_pgbouncer, running_pgbouncer
+from harness.postgres import PASSWORD, fresh_database
+from harness.tcp_proxy import TcpProxy
+
+from services.cli.checks import Finding
+from services.cli.checks_ledger import check_ledger
+from services.errors import Misconfigured
+from services.ledger.records import Accepted
+
+PATIENCE_S = 60
+
+
+@pytest.fixture(scope="module")
+def programs():
+    return find_pgbouncer()
+
+
+@pytest.fixture(scope="module")
+def database(postgres):
+    with fresh_database(postgres, with_ledger=True) as url:
+        yield url
+
+
+@pytest.fixture
+def bouncing(programs, postgres, postgres_url, monkeypatch):
+    """Starts a PgBouncer before the test's empty database."""
+    monkeypatch.setenv("EVENLOAD_SPEED", "60")
+    with contextlib.ExitStack() as stack:
+        yield lambda pool_mode="transaction", server_port=postgres.port, **settings: stack.enter_context(
+            running_pgbouncer(programs, server_port, pool_mode, **settings)
+        )
+
+
+async def refused(url, **changes):
+    """What a start says, and the doctor's finding of the same cause and cure, without the address before it."""
+    with pytest.raises(Misconfigured) as caught:
+        async with opened(url, **changes):
+            pass
+    [found] = [one for one in check_ledger(url) if one.check == "ledger"]
+    where = url.rpartition("@")[2].partition("?")[0]
+    assert str(caught.value) == f"{found.said}: {found.cure}"
+    assert PASSWORD not in str(caught.value)
+    return found.finding, str(caught.value).removeprefix(f"EVENLOAD_LEDGER_URL: {where} ")
+
+
+@pytest.mark.parametrize("pool_mode", ["transaction", "session"])
+async def test_two_services_keep_a_ledger_through_a_pool(bouncing, postgres_url, pool_mode):
+    """In transaction mode they share two sessions of the server, which know nothing of one another's settings."""
+    url = bouncing(pool_mode, default_pool_size=2 if pool_mode == "transaction" else 4).before(postgres_url)
+    async with opened(url) as first, opened(url) as second:
+        one, other = Ledger(first), Ledger(second)
+        await one.take(registration("north", connectors=40))
+        for number in range(12):  # psycopg prepares what it has said five times
+            answers = await asyncio.gather(
+                *(each.intake.accept([new_request(f"{number}-{name}", vehicle_id="É")])
+                  for name, each in (("one", one), ("other", other)))
+            )  # fmt: skip
+            assert {type(answer) for [answer] in answers} == {Accepted}
+        assert await other.ended("a") == {"a": 1}
+        assert [line.status for line in await one.history("a")] == ["accepted", "assigned", "charging", "completed"]
+        assert len(await other.intake.listed(before=2**62, most=99, status=None, substation=None)) == 25
+
+    assert [one.finding for one in check_ledger(url)] == [Finding.OK] * 2
+    # Nothing of ours stays behind in sessions that others get after us.
+    if pool_mode == "transaction":
+        assert asked(url, "SELECT current_setting('statement_timeout'), current_setting('enable_seqscan')") == [
+            ("0", "on")
+        ]
+
+
+async def test_statement_pooling_is_refused_by_name(bouncing, postgres_url):
+    said = await refused(bouncing("statement").before(postgres_url))
+
+    assert said == (
+        Finding.MISCONFIGURED,
+        "refuses (transaction blocks not allowed in statement pooling mode): "
+        "set pool_mode to transaction or session in pgbouncer.ini",
+    )
+
+
+async def test_a_pooler_that_is_paused_reloaded_and_restarted_loses_nothing(bouncing, programs, postgres, postgres_url):
+    bouncer = bouncing()
+    async with opened(bouncer.before(postgres_url)) as connection:
+        ledger = Ledger(connection)
+        await ledger.accepted("before")
+        await asyncio.to_thread(bouncer.command, "PAUSE")
+        waiting = asyncio.create_task(ledger.accepted("paused"))
+        await asyncio.sleep(0)
+        await asyncio.to_thread(bouncer.command, "RESUME")
+        await waiting
+        await asyncio.to_thread(bouncer.command, "RELOAD")
+        await ledger.accepted("reloaded")
+        await asyncio.to_thread(bouncer.end)
+        with running_pgbouncer(programs, postgres.port, "transaction", port=bouncer.port):
+            await ledger.accepted("restarted")
+
+            assert [await ledger.status(one) for one in ("paused", "reloaded", "restarted")] == ["accepted"] * 3
+
+
+async def test_a_pooler_without_a_free_connection_is_waited_for(bouncing, postgres_url):
+    url = bouncing(max_client_conn=1).before(postgres_url)
+    with psycopg.connect(url):
+        assert await refused(url, startup_timeout_s=0.1) == (
+            Finding.PROBLEM,
+            "refuses (no more connections allowed (max_client_conn)): "
+            "no free connection at PgBouncer, so raise max_client_conn",
+        )
+
+
+async def test_a_pool_that_is_used_up_is_told(bouncing, postgres_url):
+    url = bouncing(default_pool_size=1, query_wait_timeout=1).before(postgres_url)
+    with psycopg.connect(url) as busy:
+        busy.execute("SELECT 1")
+        assert await refused(url, startup_timeout_s=0.1) == (
+            Finding.PROBLEM,
+            "refuses (query_wait_timeout): no free connection at PgBouncer, so raise default_pool_size",
+        )
+
+
+async def test_a_pooler_waits_for_its_server_and_so_do_we(bouncing, postgres, postgres_url):
+    with TcpProxy(postgres.port) as between:
+        between.refuse()
+        url = f"{bouncing(server_port=between.port, server_login_retry=1).before(postgres_url)}?connect_timeout=2"
+        assert await refused(url, startup_timeout_s=0.1) == (
+            Finding.PROBLEM,
+            "does not answer (connection timeout expired): "
+            "see whether the server is frozen or cut off, or whether a pooler before it waits for a connection",
+        )
+
+        between.heal()
+        async with opened(url, startup_timeout_s=PATIENCE_S) as connection:
+            await Ledger(connection).accepted("a")
+
+
+async def test_what_a_pooler_refuses_for_good_is_told_at_once(bouncing, postgres_url):
+    url = bouncing().before(postgres_url)
+
+    assert await refused(url.replace(PASSWORD, "wrong"), startup_timeout_s=PATIENCE_S) == (
+        Finding.MISCONFIGURED,
+        "refuses (SASL authentication failed): correct user and password in the address and in PgBouncer's auth_file",
+    )
+    assert await refused(f"{url}?options=-cjit%3Doff", startup_timeout_s=PATIENCE_S) == (
+        Finding.MISCONFIGURED,
+        "refuses (unsupported startup parameter: options): take the parameter out of the address",
+    )
