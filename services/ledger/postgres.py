@@ -77,11 +77,13 @@ class _Session:
     def transact(self, work: Callable[[Transaction], Answer]) -> Answer:
         """Run `work` in a transaction; again where it was undone without a trace.
 
-        A loss is waited for `RETRY_FOR_S` from its beginning, and not by each transaction anew. Raises `LedgerRefused`
-        where the database refuses a row of `work`, otherwise `LedgerUnavailable`.
+        A loss is waited for `RETRY_FOR_S` from its beginning, and not by each transaction anew; but whoever lost a
+        connection tries another one. Raises `LedgerRefused` where the database refuses a row of `work`, otherwise
+        `LedgerUnavailable`.
         """
         started_at = time.monotonic()
         pause_s = RETRY_PAUSE_S
+        may_replace = self._connection is not None
         while True:
             has_begun = is_committing = False
             try:
@@ -100,8 +102,10 @@ class _Session:
                 if _refuses_row(error):
                     raise LedgerRefused(f"PostgreSQL: {told(error)}", error.sqlstate or "") from error
                 may_go_again = isinstance(error, _UNDONE) or is_lost
-                if not may_go_again or time.monotonic() > min(started_at, self._lost_at or started_at) + RETRY_FOR_S:
+                is_late = time.monotonic() > min(started_at, self._lost_at or started_at) + RETRY_FOR_S
+                if not may_go_again or (is_late and not may_replace):
                     raise LedgerUnavailable(f"PostgreSQL: {told(error)}") from error
+                may_replace = False
                 time.sleep(random.uniform(pause_s / 4, pause_s))  # noqa: S311 (spreads rivals)
                 pause_s = min(pause_s * 2, RETRY_PAUSE_MAX_S)
             except BaseException:

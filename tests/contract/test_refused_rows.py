@@ -21,8 +21,8 @@ def forbid(path):
 
     def forbid_(event, table, condition):
         if isinstance(path, str):
-            changed(path, "CREATE FUNCTION forbidden() RETURNS trigger LANGUAGE plpgsql AS "
-                          "$$ BEGIN RAISE check_violation USING MESSAGE = 'not here', DETAIL = NEW.*::text; END $$")  # fmt: skip
+            changed(path, "CREATE FUNCTION forbidden() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN "
+                          "RAISE check_violation USING MESSAGE = 'not here', DETAIL = NEW.*::text; END $$")  # fmt: skip
             changed(path, f"CREATE TRIGGER forbidden BEFORE {event} ON {table} FOR EACH ROW WHEN ({condition}) "
                           "EXECUTE FUNCTION forbidden()")  # fmt: skip
         else:

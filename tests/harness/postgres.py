@@ -127,7 +127,7 @@ def _serving(programs: Programs, home: Path, settings: Sequence[str]) -> Iterato
 
 @contextlib.contextmanager
 def guarded(serve: dict, home: Path) -> Iterator[subprocess.Popen]:
-    """Run what `as_ordinary_user` gave, with its output in `home / "log"`. Should the tests be killed, it does not stay."""
+    """Run what `as_ordinary_user` gave, with its output in `home`. It does not outlive tests that are killed."""
     run = uuid.uuid4().hex
     serve["env"] |= leftovers.marks(home, run)
     guardian = subprocess.Popen(

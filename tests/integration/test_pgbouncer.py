@@ -81,8 +81,10 @@ async def test_statement_pooling_is_refused_by_name(bouncing, postgres_url):
 
     assert said == (
         Finding.MISCONFIGURED,
-        "refuses (transaction blocks not allowed in statement pooling mode): "
-        "set pool_mode to transaction or session in pgbouncer.ini",
+        (
+            "refuses (transaction blocks not allowed in statement pooling mode): "
+            "set pool_mode to transaction or session in pgbouncer.ini"
+        ),
     )
 
 
@@ -110,8 +112,10 @@ async def test_a_pooler_without_a_free_connection_is_waited_for(bouncing, postgr
     with psycopg.connect(url):
         assert await refused(url, startup_timeout_s=0.1) == (
             Finding.PROBLEM,
-            "refuses (no more connections allowed (max_client_conn)): "
-            "no free connection at PgBouncer, so raise max_client_conn",
+            (
+                "refuses (no more connections allowed (max_client_conn)): "
+                "no free connection at PgBouncer, so raise max_client_conn"
+            ),
         )
 
 
@@ -131,8 +135,10 @@ async def test_a_pooler_waits_for_its_server_and_so_do_we(bouncing, postgres, po
         url = f"{bouncing(server_port=between.port, server_login_retry=1).before(postgres_url)}?connect_timeout=2"
         assert await refused(url, startup_timeout_s=0.1) == (
             Finding.PROBLEM,
-            "does not answer (connection timeout expired): "
-            "see whether the server is frozen or cut off, or whether a pooler before it waits for a connection",
+            (
+                "does not answer (connection timeout expired): "
+                "see whether the server is frozen or cut off, or whether a pooler before it waits for a connection"
+            ),
         )
 
         between.heal()
