@@ -1,9 +1,8 @@
-"""The doctor's look into a PostgreSQL ledger: one read-only transaction, which makes and changes nothing."""
+"""The doctor's look into a PostgreSQL ledger: one transaction, which makes and changes nothing."""
 
-import contextlib
-from collections.abc import Callable
+from typing import LiteralString
 
-from services.ledger.committer import Answer, Transaction
+from services.ledger.committer import Row
 
 
 def place(url: str) -> str:
@@ -15,23 +14,18 @@ def place(url: str) -> str:
 
 
 def read_meta(url: str) -> dict[str, str] | None:
-    """What the ledger says of itself; None where there is none yet.
-
-    Raises `Misconfigured` or `LedgerUnavailable`, each with a text of the form `cause: cure`.
-    """
-    from services.ledger import postgres_setup
-
-    return postgres_setup.read_meta(postgres_setup.parse_address(url))
+    """What the ledger says of itself; None where there is none yet. Raises as `postgres_setup.look`."""
+    rows = _look(url, "SELECT name, value FROM meta")
+    return None if rows is None else {str(row["name"]): str(row["value"]) for row in rows}
 
 
 def held_substations(url: str) -> list[str]:
-    """Ids that some process holds; raises `LedgerUnavailable`."""
-    query = "SELECT id FROM substation WHERE left_at_ms IS NULL ORDER BY id"
-    return [str(row["id"]) for row in _read(url, lambda it: it.execute(query))]
+    """Ids that some process holds; raises as `postgres_setup.look`."""
+    rows = _look(url, "SELECT id FROM substation WHERE left_at_ms IS NULL ORDER BY id")
+    return [str(row["id"]) for row in rows or ()]
 
 
-def _read(url: str, work: Callable[[Transaction], Answer]) -> Answer:
-    from services.ledger.postgres import PostgresReader
+def _look(url: str, query: LiteralString) -> list[Row] | None:
+    from services.ledger import postgres_setup
 
-    with contextlib.closing(PostgresReader(url)) as reader:
-        return reader.read(work)
+    return postgres_setup.look(postgres_setup.parse_address(url), query)

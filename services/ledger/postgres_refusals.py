@@ -32,6 +32,7 @@ _CODES = {
     "28": ("correct user and password, or let pg_hba.conf admit this user from this host", True),
     "3D000": ("correct the database's name, or make the database with createdb", True),
     "42501": ("GRANT this user CONNECT on the database", True),
+    "42704": ("correct the options in the address", True),
     "42": ("name another database", True),
     "22023": ("correct the options in the address", True),
     "0A000": ("this server cannot be written, so name the primary, or all servers as host1:port,host2:port", False),

@@ -3,13 +3,15 @@
 import contextlib
 import re
 import time
+from typing import LiteralString
 
 import psycopg
 from psycopg import errors, pq
 
 from services.errors import LedgerUnavailable, Misconfigured
 from services.ledger import schema
-from services.ledger.postgres import BEGIN_READING, BEGIN_WRITING
+from services.ledger.committer import Row
+from services.ledger.postgres import BEGIN_WRITING
 from services.ledger.postgres_connection import Connection, connect, conninfo
 from services.ledger.postgres_refusals import FORM, Refusal, explain, told
 
@@ -18,6 +20,7 @@ PERCENT_ENCODE = (
     "percent-encode `#`, `/`, `?`, `@` and `%` in user and password, as `%23`, `%2F`, `%3F`, `%40` and `%25`"
 )
 _NO_FOLDER_OF_SOCKETS = "/dev/null/none"
+_PORT = 5432
 _SECRET_PARAMETER = re.compile(r"password=([^&]*)")
 _PIECE_MIN = 4
 """A shorter part of a password may stand in libpq's words by chance."""
@@ -76,9 +79,10 @@ def place(address: str) -> str:
         return f"service {given['service']}"
     defaults = {one.keyword.decode(): one.val.decode() for one in pq.Conninfo.get_defaults() if one.val is not None}
     known = {**defaults, **given}
-    host, port = known.get("host") or known.get("hostaddr") or "the local socket", known["port"]
-    servers = host if "," in str(port) else f"{host}:{port}"
-    return f"{servers}/{known.get('dbname') or known.get('user', '')}"
+    hosts = str(known.get("host") or known.get("hostaddr") or "the local socket").split(",")
+    ports = str(known["port"]).split(",")
+    servers = (f"{host}:{port or _PORT}" for host, port in zip(hosts, ports * (len(hosts) // len(ports)), strict=True))
+    return f"{','.join(servers)}/{known.get('dbname') or known.get('user', '')}"
 
 
 def prepare(address: str, give_up_after_s: float) -> None:
@@ -110,23 +114,20 @@ def prepare(address: str, give_up_after_s: float) -> None:
         time.sleep(POLL_S)
 
 
-def read_meta(address: str) -> dict[str, str] | None:
-    """What the ledger says of itself, read at once and without a change; None where there is none yet.
+def look(address: str, query: LiteralString) -> list[Row] | None:
+    """The rows of a query, asked at once and without a change; None where there is no ledger yet.
 
     Raises `Misconfigured` where a start would be refused, and `LedgerUnavailable` for what may pass, each with a cure.
     """
     where = place(address)
     try:
         with contextlib.closing(connect(address)) as connection:
-            connection.begin(BEGIN_READING)
+            connection.begin(BEGIN_WRITING)  # a standby would refuse
             _refuse_unfit(connection, where)
-            if not _has_table(connection, "meta"):
-                return None
-            rows = connection.execute("SELECT name, value FROM meta").fetchall()
+            return connection.execute(query).fetchall() if _has_table(connection, "meta") else None
     except psycopg.Error as error:
         refusal = explain(error, conninfo(address))
         raise (Misconfigured if refusal.is_final else LedgerUnavailable)(_line(where, refusal)) from None
-    return {str(row["name"]): str(row["value"]) for row in rows}
 
 
 def _line(where: str, refusal: Refusal) -> str:

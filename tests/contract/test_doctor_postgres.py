@@ -66,6 +66,6 @@ def test_one_that_does_not_answer_is_a_problem(port):
     assert registered_substations(f"postgresql://someone@127.0.0.1:{port}/evenload") == []
 
 
-@pytest.mark.parametrize("url", ["postgresql://127.0.0.1/evenload", "mysql://127.0.0.1/evenload"])
+@pytest.mark.parametrize("url", ["postgresql://127.0.0.1:x/evenload", "mysql://127.0.0.1/evenload"])
 def test_what_is_no_address_is_refused(url):
     assert findings(url)["ledger"].finding is Finding.MISCONFIGURED

@@ -2,17 +2,18 @@
 
 import asyncio
 import contextlib
+import re
 
 import psycopg
 import pytest
 from harness.ledger import Ledger, asked, new_request, opened, registration
 from harness.pgbouncer import find_pgbouncer, running_pgbouncer
-from harness.postgres import PASSWORD, fresh_database
+from harness.postgres import PASSWORD
+from harness.refused_ledger import refused
 from harness.tcp_proxy import TcpProxy
 
 from services.cli.checks import Finding
 from services.cli.checks_ledger import check_ledger
-from services.errors import Misconfigured
 from services.ledger.records import Accepted
 
 PATIENCE_S = 60
@@ -23,12 +24,6 @@ def programs():
     return find_pgbouncer()
 
 
-@pytest.fixture(scope="module")
-def database(postgres):
-    with fresh_database(postgres, with_ledger=True) as url:
-        yield url
-
-
 @pytest.fixture
 def bouncing(programs, postgres, postgres_url, monkeypatch):
     """Starts a PgBouncer before the test's empty database."""
@@ -37,18 +32,6 @@ def bouncing(programs, postgres, postgres_url, monkeypatch):
         yield lambda pool_mode="transaction", server_port=postgres.port, **settings: stack.enter_context(
             running_pgbouncer(programs, server_port, pool_mode, **settings)
         )
-
-
-async def refused(url, **changes):
-    """What a start says, and the doctor's finding of the same cause and cure, without the address before it."""
-    with pytest.raises(Misconfigured) as caught:
-        async with opened(url, **changes):
-            pass
-    [found] = [one for one in check_ledger(url) if one.check == "ledger"]
-    where = url.rpartition("@")[2].partition("?")[0]
-    assert str(caught.value) == f"{found.said}: {found.cure}"
-    assert PASSWORD not in str(caught.value)
-    return found.finding, str(caught.value).removeprefix(f"EVENLOAD_LEDGER_URL: {where} ")
 
 
 @pytest.mark.parametrize("pool_mode", ["transaction", "session"])
@@ -76,15 +59,18 @@ async def test_two_services_keep_a_ledger_through_a_pool(bouncing, postgres_url,
         ]
 
 
-async def test_statement_pooling_is_refused_by_name(bouncing, postgres_url):
-    said = await refused(bouncing("statement").before(postgres_url))
+def at(url):
+    """Where an address leads, as it is told."""
+    return url.rpartition("@")[2].partition("?")[0]
 
-    assert said == (
+
+async def test_statement_pooling_is_refused_by_name(bouncing, postgres_url):
+    url = bouncing("statement").before(postgres_url)
+
+    assert await refused(url, PASSWORD, startup_timeout_s=PATIENCE_S) == (
         Finding.MISCONFIGURED,
-        (
-            "refuses (transaction blocks not allowed in statement pooling mode): "
-            "set pool_mode to transaction or session in pgbouncer.ini"
-        ),
+        f"{at(url)} refuses (transaction blocks not allowed in statement pooling mode)",
+        "set pool_mode to transaction or session in pgbouncer.ini",
     )
 
 
@@ -110,12 +96,10 @@ async def test_a_pooler_that_is_paused_reloaded_and_restarted_loses_nothing(boun
 async def test_a_pooler_without_a_free_connection_is_waited_for(bouncing, postgres_url):
     url = bouncing(max_client_conn=1).before(postgres_url)
     with psycopg.connect(url):
-        assert await refused(url, startup_timeout_s=0.1) == (
+        assert await refused(url, PASSWORD) == (
             Finding.PROBLEM,
-            (
-                "refuses (no more connections allowed (max_client_conn)): "
-                "no free connection at PgBouncer, so raise max_client_conn"
-            ),
+            f"{at(url)} refuses (no more connections allowed (max_client_conn))",
+            "no free connection at PgBouncer, so raise max_client_conn",
         )
 
 
@@ -123,9 +107,10 @@ async def test_a_pool_that_is_used_up_is_told(bouncing, postgres_url):
     url = bouncing(default_pool_size=1, query_wait_timeout=1).before(postgres_url)
     with psycopg.connect(url) as busy:
         busy.execute("SELECT 1")
-        assert await refused(url, startup_timeout_s=0.1) == (
+        assert await refused(url, PASSWORD) == (
             Finding.PROBLEM,
-            "refuses (query_wait_timeout): no free connection at PgBouncer, so raise default_pool_size",
+            f"{at(url)} refuses (query_wait_timeout)",
+            "no free connection at PgBouncer, so raise default_pool_size",
         )
 
 
@@ -133,12 +118,10 @@ async def test_a_pooler_waits_for_its_server_and_so_do_we(bouncing, postgres, po
     with TcpProxy(postgres.port) as between:
         between.refuse()
         url = f"{bouncing(server_port=between.port, server_login_retry=1).before(postgres_url)}?connect_timeout=2"
-        assert await refused(url, startup_timeout_s=0.1) == (
+        assert await refused(url, PASSWORD) == (
             Finding.PROBLEM,
-            (
-                "does not answer (connection timeout expired): "
-                "see whether the server is frozen or cut off, or whether a pooler before it waits for a connection"
-            ),
+            f"{at(url)} does not answer (connection timeout expired)",
+            "see whether the server is frozen or cut off, or whether a pooler before it waits for a connection",
         )
 
         between.heal()
@@ -146,14 +129,28 @@ async def test_a_pooler_waits_for_its_server_and_so_do_we(bouncing, postgres, po
             await Ledger(connection).accepted("a")
 
 
-async def test_what_a_pooler_refuses_for_good_is_told_at_once(bouncing, postgres_url):
-    url = bouncing().before(postgres_url)
+@pytest.mark.parametrize(
+    ("was", "becomes", "cause", "cure"),
+    [
+        (
+            f":{PASSWORD}@",
+            ":wrong-one@",
+            "SASL authentication failed",
+            "correct user and password in the address and in PgBouncer's auth_file",
+        ),
+        (
+            "$",
+            "?options=-cjit%3Doff",
+            "unsupported startup parameter: options",
+            "take the parameter out of the address",
+        ),
+    ],
+)
+async def test_what_a_pooler_refuses_for_good_is_told_at_once(bouncing, postgres_url, was, becomes, cause, cure):
+    url = re.sub(was, becomes, bouncing().before(postgres_url))
 
-    assert await refused(url.replace(PASSWORD, "wrong"), startup_timeout_s=PATIENCE_S) == (
+    assert await refused(url, "wrong-one", startup_timeout_s=PATIENCE_S) == (
         Finding.MISCONFIGURED,
-        "refuses (SASL authentication failed): correct user and password in the address and in PgBouncer's auth_file",
-    )
-    assert await refused(f"{url}?options=-cjit%3Doff", startup_timeout_s=PATIENCE_S) == (
-        Finding.MISCONFIGURED,
-        "refuses (unsupported startup parameter: options): take the parameter out of the address",
+        f"{at(url)} refuses ({cause})",
+        cure,
     )

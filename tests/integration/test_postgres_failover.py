@@ -10,8 +10,10 @@ import psycopg
 import pytest
 from harness.ledger import Ledger, asked, changed, opened
 from harness.postgres import PASSWORD, find_postgres, running_postgres, running_standby
+from harness.refused_ledger import refused
 from harness.tcp_proxy import Direction, TcpProxy
 
+from services.cli.checks import Finding
 from services.errors import LedgerUnavailable
 from services.ledger import postgres as postgres_driver
 from services.ledger import postgres_connection
@@ -29,6 +31,14 @@ def hurried(monkeypatch):
     monkeypatch.setattr(postgres_driver, "RETRY_FOR_S", 0.1)
 
 
+@pytest.fixture(scope="module")
+def pair():
+    """A primary and its standby."""
+    programs = find_postgres()
+    with running_postgres(programs) as primary, running_standby(programs, primary) as standby:
+        yield primary, standby
+
+
 async def until(condition):
     async with asyncio.timeout(PATIENCE_S):
         while not await asyncio.to_thread(condition):
@@ -43,30 +53,6 @@ async def accept_in_the_end(ledger, request_id):
                 await ledger.accepted(request_id)
                 return
             await asyncio.sleep(0.1)
-
-
-@pytest.mark.usefixtures("hurried")
-async def test_after_a_fail_over_the_ledger_is_written_and_read_on_the_promoted_server():
-    programs = find_postgres()
-    with running_postgres(programs) as primary, running_standby(programs, primary) as standby:
-        hosts = f"postgresql://postgres:{PASSWORD}@127.0.0.1:{standby.port},127.0.0.1:{primary.port}/postgres"
-        async with opened(hosts) as connection, opened(f"{hosts}?target_session_attrs=read-write") as other:
-            ledgers = Ledger(connection), Ledger(other)
-            for number, ledger in enumerate(ledgers):
-                await ledger.accepted(f"before-{number}")
-            await until(lambda: asked(standby.url(), "SELECT count(*) FROM request") == [(2,)])
-            os.kill(primary.pid, signal.SIGQUIT)
-            await until(lambda: refusal_of(primary.url()) is not None)
-            with pytest.raises(LedgerUnavailable):  # the primary is gone, and the standby is none yet
-                await ledgers[0].accepted("between")
-            standby.execute("SELECT pg_promote()")
-
-            for number, ledger in enumerate(ledgers):
-                await accept_in_the_end(ledger, f"after-{number}")
-                assert await ledger.status("before-0") == "accepted"
-        assert sorted(asked(standby.url(), "SELECT id FROM request WHERE id <> 'between'")) == [
-            ("after-0",), ("after-1",), ("before-0",), ("before-1",)
-        ]  # fmt: skip
 
 
 SERVES_NOTHING = """
@@ -187,12 +173,58 @@ async def test_a_session_of_the_server_that_is_frozen_is_left_for_another(postgr
 
 
 async def test_a_server_that_is_stopping_or_starting_is_waited_for():
-    programs = find_postgres()
-    with running_postgres(programs) as server, psycopg.connect(server.url()):
+    with running_postgres(find_postgres()) as server, psycopg.connect(server.url()):
         os.kill(server.pid, signal.SIGTERM)  # it ends when the last connection does, and takes no other
         await until(lambda: refusal_of(server.url()) is not None)
 
-        assert "shutting down" in refusal_of(server.url())
+        assert await refused(server.url(), PASSWORD) == (
+            Finding.PROBLEM,
+            f"127.0.0.1:{server.port}/postgres refuses (the database system is shutting down)",
+            "wait until the server is up",
+        )
+
+
+async def test_a_standby_alone_is_told_from_a_server_that_is_away(pair):
+    _primary, standby = pair
+    assert await refused(standby.url(), PASSWORD) == (
+        Finding.PROBLEM,
+        f"127.0.0.1:{standby.port}/postgres refuses (server is in hot standby mode)",
+        "name the primary, or all servers as host1:port,host2:port",
+    )
+    assert await refused(f"{standby.url()}?target_session_attrs=any", PASSWORD) == (
+        Finding.PROBLEM,
+        f"127.0.0.1:{standby.port}/postgres refuses (cannot set transaction read-write mode during recovery)",
+        "this server cannot be written, so name the primary, or all servers as host1:port,host2:port",
+    )
+
+
+@pytest.mark.usefixtures("hurried")
+async def test_after_a_fail_over_the_ledger_is_written_and_read_on_the_promoted_server(pair):
+    primary, standby = pair
+    hosts = f"postgresql://postgres:{PASSWORD}@127.0.0.1:{standby.port},127.0.0.1:{primary.port}/postgres"
+    async with opened(hosts) as connection, opened(f"{hosts}?target_session_attrs=read-write") as other:
+        ledgers = Ledger(connection), Ledger(other)
+        for number, ledger in enumerate(ledgers):
+            await ledger.accepted(f"before-{number}")
+        await until(lambda: has_replayed(standby, requests=2))
+        os.kill(primary.pid, signal.SIGQUIT)
+        await until(lambda: refusal_of(primary.url()) is not None)
+        with pytest.raises(LedgerUnavailable):  # the primary is gone, and the standby is none yet
+            await ledgers[0].accepted("between")
+        standby.execute("SELECT pg_promote()")
+
+        for number, ledger in enumerate(ledgers):
+            await accept_in_the_end(ledger, f"after-{number}")
+            assert await ledger.status("before-0") == "accepted"
+    assert sorted(asked(standby.url(), "SELECT id FROM request WHERE id <> 'between'")) == [
+        ("after-0",), ("after-1",), ("before-0",), ("before-1",)
+    ]  # fmt: skip
+
+
+def has_replayed(standby, requests):
+    with contextlib.suppress(psycopg.errors.UndefinedTable):
+        return asked(standby.url(), "SELECT count(*) FROM request") == [(requests,)]
+    return False
 
 
 def refusal_of(url):
