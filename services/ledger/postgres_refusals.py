@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import psycopg
 from psycopg import pq
 
+from services.ledger.postgres_tls import certificate_fault
+
 FORM = "give postgresql://user:password@host:port/database"
 TRACED_FOR_S = 3.0
 _CODE = re.compile(r'\tErrorResponse\t.*? C "([0-9A-Z]{5})"')
@@ -57,15 +59,12 @@ _TEXTS = {
     "private key file": ("let sslkey name a key that this user may read and nobody else, by chmod 600", True),
     "certificate file": ("let sslcert name a certificate that this user may read", True),
     "does not match host name": ("name the host as its certificate does, or set sslmode to verify-ca", True),
-    "certificate verify failed": (
-        "let sslrootcert name the CA that signed the server's certificate, or renew the certificate if it has expired",
-        True,
-    ),
     "hot standby mode": ("name the primary, or all servers as host1:port,host2:port", False),
     "session is read-only": ("name the primary, or all servers as host1:port,host2:port", False),
 }
 """Cures by what libpq and PgBouncer say, who tell no code of their own and always speak English."""
 
+_UNVERIFIED = "certificate verify failed"
 _SILENCE = ("timeout expired", "has not answered")
 _CURE_OF_SILENCE = "see whether the server is frozen or cut off, or whether a pooler before it waits for a connection"
 
@@ -79,6 +78,10 @@ def explain(error: psycopg.Error, conninfo: str) -> Refusal:
     for text, (cure, is_final) in _TEXTS.items():
         if text in said:
             return Refusal(_REFUSES, said, cure, is_final)
+    if _UNVERIFIED in said:
+        fault = certificate_fault(conninfo) or "no more is known"
+        cure = "renew the server's certificate" if "expired" in fault else "let sslrootcert name the CA that signed it"
+        return Refusal(_REFUSES, f"{said}, {fault}", cure, is_final=True)
     if any(text in said for text in _SILENCE):
         return Refusal(_SILENT, said, _CURE_OF_SILENCE, is_final=False)
     if (isinstance(error, psycopg.ProgrammingError) and not error.sqlstate) or _OPTION_REFUSED.match(str(error)):
