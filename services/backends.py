@@ -18,7 +18,7 @@ from services.logs import get_logger
 
 log = get_logger(__name__)
 
-PROBE_EVERY_S = 1.0
+LOOK_EVERY_S = 0.4
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ async def opened(life: Life) -> AsyncIterator[Backends]:
 async def ledger_opened(life: Life) -> AsyncIterator[LedgerConnection]:
     """Open the ledger; raises `Misconfigured` where it cannot be had or used, telling of the broker, too.
 
-    The process is ready only while the ledger can be written.
+    The process is ready only while the ledger can be read and written, and is the one that was opened.
     """
     common = life.common
     async with AsyncExitStack() as stack:
@@ -65,7 +65,7 @@ async def ledger_opened(life: Life) -> AsyncIterator[LedgerConnection]:
                 log.info("broker_not_looked_at", cause=str(error))
             raise
         life.admin.faults.append(lambda: ledger.fault and f"the ledger cannot be written: {ledger.fault}")
-        await stack.enter_async_context(life.background(_probe_while_failing(ledger)))
+        await stack.enter_async_context(life.background(_watch(ledger)))
         yield ledger
 
 
@@ -99,10 +99,17 @@ async def _connections(
     return publishing, consuming
 
 
-async def _probe_while_failing(ledger: LedgerConnection) -> None:
-    """Who writes seldom must notice, too, that writing goes well again."""
+async def _watch(ledger: LedgerConnection) -> None:
+    """Look at the ledger all the time: who uses it seldom must notice, too, that it is lost or has returned."""
+    lost = False
     while True:
-        await asyncio.sleep(PROBE_EVERY_S)
+        await asyncio.sleep(LOOK_EVERY_S)
+        await ledger.look()
         if ledger.fault is not None:
             with contextlib.suppress(LedgerUnavailable):
                 await ledger.probe()
+        if ledger.fault is not None and not lost:
+            log.error("ledger_lost", cause=ledger.fault)
+        elif ledger.fault is None and lost:
+            log.info("ledger_returned")
+        lost = ledger.fault is not None

@@ -118,6 +118,7 @@ ALTER ROLE evenload_gateway LOGIN PASSWORD 'SCRAM-SHA-256$4096:yrc/vSgNSBigxFssb
 REVOKE ALL ON meta, probe, request, transition, substation FROM evenload_gateway;
 GRANT USAGE ON SCHEMA public TO evenload_gateway;
 GRANT SELECT ON meta, probe, request, transition, substation TO evenload_gateway;
+GRANT SELECT ON SEQUENCE transition_number_seq TO evenload_gateway;
 GRANT INSERT ON meta TO evenload_gateway;
 GRANT UPDATE ON probe TO evenload_gateway;
 GRANT INSERT (id, vehicle_id, energy_requested_j, power_max_w, priority, zone, depart_by_ms, departs_at_ms, wait_max_ms, idempotency_key, body_hash, accepted_at_ms, wait_until_ms, changed_at_ms, status, reason) ON request TO evenload_gateway;
@@ -128,6 +129,7 @@ ALTER ROLE evenload_balancer LOGIN PASSWORD 'SCRAM-SHA-256$4096:QMcXHIiHkX6AT0Eq
 REVOKE ALL ON meta, probe, request, transition, substation FROM evenload_balancer;
 GRANT USAGE ON SCHEMA public TO evenload_balancer;
 GRANT SELECT ON meta, probe, request, transition, substation TO evenload_balancer;
+GRANT SELECT ON SEQUENCE transition_number_seq TO evenload_balancer;
 GRANT INSERT ON meta TO evenload_balancer;
 GRANT UPDATE ON probe TO evenload_balancer;
 GRANT UPDATE (status, reason, changed_at_ms, attempt, substation, decision, energy_delivered_j, energy_granted_j, interruptions, wait_until_ms, bay_epoch) ON request TO evenload_balancer;
@@ -139,6 +141,7 @@ ALTER ROLE evenload_substation LOGIN PASSWORD 'SCRAM-SHA-256$4096:1/noeTqLRUo1N7
 REVOKE ALL ON meta, probe, request, transition, substation FROM evenload_substation;
 GRANT USAGE ON SCHEMA public TO evenload_substation;
 GRANT SELECT ON meta, probe, request, transition, substation TO evenload_substation;
+GRANT SELECT ON SEQUENCE transition_number_seq TO evenload_substation;
 GRANT INSERT ON meta TO evenload_substation;
 GRANT UPDATE ON probe TO evenload_substation;
 GRANT INSERT (id, zone, rated_w, limit_w, connectors, bays, metrics_url, holder) ON substation TO evenload_substation;

@@ -12,32 +12,34 @@ from services.cli import checks_postgres
 from services.cli.checks import Check, misconfigured, note, ok, problem, with_cure
 from services.errors import EvenloadError, LedgerUnavailable, Misconfigured
 from services.ledger import schema
-from services.ledger.connection import POSTGRES_SCHEMES, SQLITE_SCHEME
-from services.ledger.sqlite import lock_path
+from services.ledger.address import SETTING, sqlite_path
+from services.ledger.sqlite_files import beside, lock_path
+from services.ledger.sqlite_setup import Inside, inspect
 from services.local import locks
+from services.local.plan import default_ledger
 from services.settings import LocalSettings, given
 
 HELD_LONG_S = 1.5
 """A writer holds the lock for a commit: milliseconds."""
 POLL_S = 0.01
 """Often enough that a busy writer, who takes the lock again and again, is seen without it."""
+INSPECT_AGAIN_S = 0.1
 DEFAULT_SPEED = "60"
 
 
 def ledger_url(settings: LocalSettings) -> str:
     """The address of the ledger that the local stack would use; raises `Misconfigured`."""
-    return given("EVENLOAD_LEDGER_URL") or f"{SQLITE_SCHEME}{settings.data_dir.resolve() / 'ledger.sqlite'}"
+    return given(SETTING) or default_ledger(settings.data_dir.resolve())
 
 
 def check_ledger(url: str) -> Iterator[Check]:
-    """The ledger, its version and its speed; of a file also who stands on its lock."""
-    if url.startswith(SQLITE_SCHEME):
-        yield from _check_file(_path(url))
-    elif url.startswith(POSTGRES_SCHEMES):
-        yield from _check_database(url)
-    else:
-        cure = "give sqlite:///path/to/ledger.sqlite or postgresql://user:password@host:port/database"
-        yield misconfigured("ledger", "EVENLOAD_LEDGER_URL names no ledger that this version knows", cure)
+    """The ledger, its version and its speed; of a file also who stands on its lock, and whether it is the right one."""
+    try:
+        path = sqlite_path(url)
+    except Misconfigured as error:
+        yield with_cure("ledger", error)
+        return
+    yield from _check_database(url) if path is None else _check_file(path)
 
 
 def _check_database(url: str) -> Iterator[Check]:
@@ -57,16 +59,28 @@ def _check_database(url: str) -> Iterator[Check]:
 
 
 def _check_file(path: Path) -> Iterator[Check]:
-    if not path.exists() or path.stat().st_size == 0:
-        yield note("ledger", f"{path} is made at the first start")
-        return
-    yield _lock(path)
+    if lock_path(path).exists():
+        yield _lock(path)
     try:
+        if _inspected(path) is None:
+            yield note("ledger", f"{path} is made at the first start")
+            return
         meta = read_meta(path)
-    except sqlite3.Error as error:
+    except Misconfigured as error:
+        yield with_cure("ledger", error)
+    except (sqlite3.Error, OSError) as error:
         yield misconfigured("ledger", f"{path} is no usable ledger: {error}", "name another EVENLOAD_DATA_DIR")
-        return
-    yield from _check_meta(str(path), meta, "another EVENLOAD_DATA_DIR")
+    else:
+        yield from _check_meta(str(path), meta, "another EVENLOAD_DATA_DIR")
+
+
+def _inspected(path: Path) -> Inside | None:
+    """As `inspect`, which a service that writes the file just now may mislead once."""
+    try:
+        return inspect(path)
+    except (Misconfigured, sqlite3.Error):
+        time.sleep(INSPECT_AGAIN_S)
+        return inspect(path)
 
 
 def _check_meta(where: str, meta: Mapping[str, str], other: str) -> Iterator[Check]:
@@ -78,16 +92,12 @@ def _check_meta(where: str, meta: Mapping[str, str], other: str) -> Iterator[Che
 def registered_substations(url: str) -> list[str]:
     """Ids that some process holds, by the ledger; empty where it cannot be read."""
     with contextlib.suppress(sqlite3.Error, EvenloadError):
-        if url.startswith(POSTGRES_SCHEMES):
+        path = sqlite_path(url)
+        if path is None:
             return checks_postgres.held_substations(url)
-        path = _path(url)
-        if url.startswith(SQLITE_SCHEME) and path.exists():
+        if path.exists():
             return [row[0] for row in _read(path, "SELECT id FROM substation WHERE left_at_ms IS NULL ORDER BY id")]
     return []
-
-
-def _path(url: str) -> Path:
-    return Path(url.removeprefix(SQLITE_SCHEME))
 
 
 def read_meta(path: Path) -> dict[str, str]:
@@ -96,7 +106,7 @@ def read_meta(path: Path) -> dict[str, str]:
 
 
 def _read(path: Path, query: str) -> list[tuple[str, ...]]:
-    wal = path.with_name(path.name + "-wal")
+    wal = beside(path, "-wal")
     # Without a write-ahead log nothing is newer than the file; opening it as immutable leaves no side files.
     mode = "mode=ro" if wal.exists() and wal.stat().st_size > 0 else "immutable=1"
     with contextlib.closing(sqlite3.connect(f"{path.absolute().as_uri()}?{mode}", uri=True, timeout=1)) as connection:

@@ -7,14 +7,16 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 from services.errors import LedgerUnavailable, Misconfigured
-from services.ledger import sqlite, statements
+from services.ledger import sqlite, sqlite_setup, statements
+from services.ledger.address import SETTING, sqlite_path
 from services.ledger.committer import Answer, Committer, Driver, Operation, Reader, Row, Transaction
+from services.ledger.identity import NAME, Seen, Sight, new_id
+from services.logs import get_logger
 
-SQLITE_SCHEME = "sqlite:///"
-POSTGRES_SCHEMES = ("postgresql://", "postgres://")
+log = get_logger(__name__)
+
 READ_DEADLINE_S = 5.0
 RETRY_PAUSE_S = 0.5
 
@@ -26,11 +28,20 @@ class LedgerConnection:
         self._committer = committer
         self._reader = reader
         self._thread = thread
+        self._lost: str | None = None
 
     @property
     def fault(self) -> str | None:
-        """Why writing failed last; None since it went well."""
-        return self._committer.fault
+        """Why the ledger could not be read at the last look, or written at the last try; None while all is well."""
+        return self._lost or self._committer.fault
+
+    async def look(self) -> None:
+        """See whether the ledger is there, and still the one that was opened; `fault` tells."""
+        try:
+            await self.read(lambda _transaction: None)
+            self._lost = None
+        except LedgerUnavailable as error:
+            self._lost = str(error)
 
     async def probe(self) -> None:
         """Write something that changes with every call; raises `LedgerUnavailable`."""
@@ -72,18 +83,22 @@ async def open_ledger(
     thread = ThreadPoolExecutor(1, "ledger-reader")
     try:
         connection = LedgerConnection(committer, reader, thread)
-        await _agree(connection, {"speed": f"{speed:g}", "lease_s": f"{lease_s:g}"}, startup_timeout_s)
+        ledger_id = await _agree(connection, {"speed": f"{speed:g}", "lease_s": f"{lease_s:g}"}, startup_timeout_s)
+        database.seen.note(Sight(ledger_id, None))
+        # An address may be relative, or lead elsewhere than it seems.
+        log.info("ledger_opened", place=database.seen.place, ledger_id=ledger_id)
         yield connection
     finally:
-        await committer.close()
-        thread.submit(reader.close)
+        thread.submit(reader.close)  # before the writer, which may write the main file then
         thread.shutdown(wait=False)
+        await committer.close()
 
 
 @dataclass(frozen=True)
 class _Database:
     """What the address chose."""
 
+    seen: Seen
     prepare: Callable[[float], None]
     """Make the ledger where there is none, refuse what is none; waits so long [s]."""
     open_driver: Callable[[], Driver]
@@ -91,40 +106,32 @@ class _Database:
 
 
 def _database(url: str, *, shared: bool) -> _Database:
-    if url.startswith(POSTGRES_SCHEMES):
+    path = sqlite_path(url)
+    if path is None:
         # Here, because a SQLite ledger starts faster without.
-        from services.ledger import postgres, postgres_setup
+        from services.ledger import postgres, postgres_identity, postgres_setup
 
         address = postgres_setup.parse_address(url)
+        seen = postgres_identity.seen_at(postgres_setup.place(address))
         return _Database(
+            seen,
             partial(postgres_setup.prepare, address),
-            lambda: postgres.PostgresDriver(address),
-            lambda: postgres.PostgresReader(address),
-        )
-    if not url.startswith(SQLITE_SCHEME):
-        scheme, separator, _ = url.partition("://")
-        what = repr(scheme) if separator else "its value"  # which may be a secret that went into the wrong place
-        raise Misconfigured(
-            f"EVENLOAD_LEDGER_URL: {what} is no ledger this version knows: "
-            "give sqlite:///path/to/ledger.sqlite or postgresql://user:password@host:port/database"
+            lambda: postgres.PostgresDriver(address, seen),
+            lambda: postgres.PostgresReader(address, seen),
         )
     if shared:
         raise Misconfigured(
-            "EVENLOAD_LEDGER_URL names a SQLite file, but EVENLOAD_LEDGER_SHARED says that several hosts use it, "
+            f"{SETTING} names a SQLite file, but EVENLOAD_LEDGER_SHARED says that several hosts use it, "
             "which would corrupt it: name a PostgreSQL database, or run all services on one host "
             "and unset EVENLOAD_LEDGER_SHARED"
         )
-    path = _sqlite_path(url)
+    seen = sqlite_setup.seen_at(path)
     return _Database(
-        partial(sqlite.prepare, path), lambda: sqlite.SqliteDriver(path), lambda: sqlite.SqliteReader(path)
+        seen,
+        lambda seconds: seen.note(sqlite_setup.prepare(path, seconds)),
+        lambda: sqlite.SqliteDriver(path, seen),
+        lambda: sqlite.SqliteReader(path, seen),
     )
-
-
-def _sqlite_path(url: str) -> Path:
-    path = Path(url.removeprefix(SQLITE_SCHEME))
-    if not path.name:
-        raise Misconfigured(f"EVENLOAD_LEDGER_URL: {url!r} names no file: give sqlite:///path/to/ledger.sqlite")
-    return path
 
 
 def _agreed(transaction: Transaction, rows: list[Row]) -> list[Row]:
@@ -144,22 +151,27 @@ def _probed(transaction: Transaction, rows: list[Row]) -> list[Row]:
 PROBE = Operation("probe", "probe", _probed)
 
 
-async def _agree(connection: LedgerConnection, wished: Mapping[str, str], startup_timeout_s: float) -> None:
-    """Hold this process's values against those of the ledger's first user; raises `Misconfigured`."""
+async def _agree(connection: LedgerConnection, wished: Mapping[str, str], startup_timeout_s: float) -> str:
+    """Hold this process's values against those of the ledger's first user; raises `Misconfigured`.
+
+    Returns the ledger's id, which its first user makes.
+    """
     loop = asyncio.get_running_loop()
     give_up_at = loop.time() + startup_timeout_s
     while True:
         try:
-            rows = await connection.write(AGREE, [{"name": name, "value": value} for name, value in wished.items()])
+            agreed = {**wished, NAME: new_id()}
+            rows = await connection.write(AGREE, [{"name": name, "value": value} for name, value in agreed.items()])
             break
         except LedgerUnavailable as error:
             if loop.time() > give_up_at:
-                raise Misconfigured(f"EVENLOAD_LEDGER_URL: the ledger cannot be written: {error}") from None
+                raise Misconfigured(f"{SETTING}: the ledger cannot be written: {error}") from None
             await asyncio.sleep(RETRY_PAUSE_S)
-    for row in rows:
-        name, kept = row["name"], row["value"]
-        if kept != wished[name]:
+    kept = {row["name"]: row["value"] for row in rows}
+    for name, value in wished.items():
+        if kept[name] != value:
             raise Misconfigured(
-                f"EVENLOAD_{name.upper()} is {wished[name]}, but this ledger is used with {kept}: "
-                f"set EVENLOAD_{name.upper()}={kept}, or name another ledger"
+                f"EVENLOAD_{name.upper()} is {value}, but this ledger is used with {kept[name]}: "
+                f"set EVENLOAD_{name.upper()}={kept[name]}, or name another ledger"
             )
+    return str(kept[NAME])

@@ -10,8 +10,10 @@ import psycopg
 from psycopg import errors
 
 from services.errors import LedgerRefused, LedgerUnavailable
+from services.ledger import postgres_identity
 from services.ledger.committer import Answer, Row, Transaction
 from services.ledger.dialect import INTEGER_COLUMNS, Dialect, render
+from services.ledger.identity import Seen
 from services.ledger.postgres_connection import Connection, connect
 from services.ledger.postgres_refusals import told
 
@@ -67,8 +69,9 @@ class PostgresTransaction:
 class _Session:
     """A connection that is made when it is needed, and anew after it was lost."""
 
-    def __init__(self, address: str, begin: LiteralString) -> None:
+    def __init__(self, address: str, begin: LiteralString, seen: Seen | None) -> None:
         self._address = address
+        self._seen = seen
         self._begin = begin
         self._connection: Connection | None = None
         self._lost_at: float | None = None
@@ -88,11 +91,11 @@ class _Session:
             has_begun = is_committing = False
             try:
                 connection = self._connected()
-                connection.begin(self._begin)
+                postgres_identity.begin(connection, self._begin, self._seen)
                 has_begun = True
                 answer = work(PostgresTransaction(connection))
                 is_committing = True
-                connection.execute("COMMIT")
+                postgres_identity.commit(connection, self._seen)
             except psycopg.Error as error:
                 is_lost = self._is_lost_after(error, has_begun=has_begun)
                 if is_committing and is_lost:
@@ -156,8 +159,8 @@ class _Session:
 class PostgresDriver:
     """The writer's connection."""
 
-    def __init__(self, address: str) -> None:
-        self._session = _Session(address, BEGIN_WRITING)
+    def __init__(self, address: str, seen: Seen) -> None:
+        self._session = _Session(address, BEGIN_WRITING, seen)
 
     def run(self, work: Callable[[Transaction], None]) -> None:
         """Run `work` in one transaction, several times if need be; raises as `Driver.run`."""
@@ -169,10 +172,13 @@ class PostgresDriver:
 
 
 class PostgresReader:
-    """A read-only connection; each read is a short transaction of its own."""
+    """A read-only connection; each read is a short transaction of its own.
 
-    def __init__(self, address: str) -> None:
-        self._session = _Session(address, BEGIN_READING)
+    Without `seen` it reads whatever ledger lies there.
+    """
+
+    def __init__(self, address: str, seen: Seen | None = None) -> None:
+        self._session = _Session(address, BEGIN_READING, seen)
 
     def read(self, work: Callable[[Transaction], Answer]) -> Answer:
         """Run `work` on one snapshot; raises `LedgerUnavailable`."""

@@ -75,10 +75,14 @@ class Connection(psycopg.Connection[Row]):
             self.prepare_threshold = None
             self._settings_to_bring = "".join(f"; SET LOCAL {name} = {value}" for name, value in settings.items())
 
-    def begin(self, how: LiteralString) -> None:
-        """Begin a transaction, which has `ANSWER_WITHIN_S` to end."""
+    def begin(self, how: LiteralString, look: LiteralString = "") -> Row | None:
+        """Begin a transaction, which has `ANSWER_WITHIN_S` to end; the row that the query `look` finds in it."""
         self._give_up_at = time.monotonic() + ANSWER_WITHIN_S
-        self.execute(how + self._settings_to_bring)
+        # In one message, and so not prepared: that takes one command at a time.
+        cursor = self.execute(how + self._settings_to_bring + (f"; {look}" if look else ""), prepare=False)
+        while cursor.nextset():
+            pass
+        return cursor.fetchone() if look else None
 
 
 def connect(address: str) -> Connection:

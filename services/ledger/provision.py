@@ -131,6 +131,7 @@ def _user(name: str, password: str) -> Iterator[str]:
     yield f"REVOKE ALL ON {', '.join(TABLES)} FROM {user};"
     yield f"GRANT USAGE ON SCHEMA public TO {user};"
     yield f"GRANT SELECT ON {', '.join(TABLES)} TO {user};"
+    yield f"GRANT SELECT ON SEQUENCE transition_number_seq TO {user};"  # how far the history has got
     yield f"GRANT INSERT ON meta TO {user};"
     yield f"GRANT UPDATE ON probe TO {user};"
     for right, tables in (("INSERT", role.inserts), ("UPDATE", role.updates)):

@@ -5,15 +5,15 @@ import fcntl
 import json
 import os
 import sqlite3
-import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
-from services.errors import LedgerRefused, LedgerUnavailable, Misconfigured
-from services.ledger import schema
+from services.errors import LedgerRefused, LedgerUnavailable
 from services.ledger.committer import Row, Transaction
 from services.ledger.dialect import Dialect, render
+from services.ledger.identity import Seen
+from services.ledger.sqlite_files import OpenFiles, Record, RecordFile, lock_path, look
 
 NOW_MS = "CAST(ROUND((julianday('now') - 2440587.5) * 86400000) AS INTEGER)"
 
@@ -26,15 +26,13 @@ DIALECT = Dialect(
     parameter=r":\1",
 )
 
-_WRITER_PRAGMAS = (
-    "PRAGMA journal_mode = WAL",
+WRITER_PRAGMAS = (
     "PRAGMA synchronous = FULL",
     "PRAGMA busy_timeout = 5000",
     "PRAGMA journal_size_limit = 67108864",
     "PRAGMA wal_autocheckpoint = 1000",
     "PRAGMA temp_store = MEMORY",
 )
-LOCK_POLL_S = 0.05
 _READER_PRAGMAS = ("PRAGMA query_only = ON", "PRAGMA busy_timeout = 5000", "PRAGMA temp_store = MEMORY")
 
 
@@ -55,127 +53,142 @@ class SqliteTransaction:
 
 
 class SqliteDriver:
-    """The writer's connection."""
+    """The writer's connection, and the side file in which it leaves word of the ledger."""
 
-    def __init__(self, path: Path) -> None:
-        """Open an existing ledger; raises `LedgerUnavailable`."""
+    def __init__(self, path: Path, seen: Seen) -> None:
+        """Open an existing ledger, which must be the one that was seen; raises `LedgerUnavailable`."""
         self._path = path
-        with _faults_told():
-            self._file = _identity(path)
-            self._connection = _connect(path, _WRITER_PRAGMAS)
+        self._seen = seen
+        self._was_wrong = False
+        with contextlib.ExitStack() as opened, _faults_told():
             self._lock = os.open(lock_path(path), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            opened.callback(os.close, self._lock)
+            with lock_held(self._lock):
+                self._connection = opened.enter_context(contextlib.closing(connect(path, WRITER_PRAGMAS)))
+                seen.check(look(self._connection), seen.mark)
+                self._files = OpenFiles(path)
+                self._record = RecordFile(path)
+            opened.pop_all()
 
     def run(self, work: Callable[[Transaction], None]) -> None:
         """Run `work` in one transaction; raises `LedgerUnavailable`, and then nothing of it is written.
 
-        A file that was moved away could still be written, but nobody who comes later would find it.
+        A file that was moved away or replaced could still be written, but nobody who comes later would find it.
         """
-        with _faults_told(), _lock_held(self._lock):
-            if _identity(self._path) != self._file:
-                raise LedgerUnavailable(
-                    f"{self._path} is another file than the one that was opened: put that back, or restart the services"
-                )
+        with _faults_told(), lock_held(self._lock):
+            mark = self._seen.mark
+            self._require_own_files()
             # IMMEDIATE: a deferred transaction that reads first fails at once when another writer was faster.
             self._connection.execute("BEGIN IMMEDIATE")
             try:
+                self._seen.check(look(self._connection), mark)
                 work(SqliteTransaction(self._connection))
+                sight = look(self._connection)
                 self._connection.execute("COMMIT")
             except BaseException:
                 with contextlib.suppress(sqlite3.Error):
                     self._connection.execute("ROLLBACK")
                 raise
+            self._seen.note(sight)
+            self._record.write(self._own_record(sight.mark or 0))
+
+    def _require_own_files(self) -> None:
+        """Raise `LedgerUnavailable` unless all files are those that were opened, and hold what they held."""
+        if fault := self._files.main_moved():
+            self._was_wrong = True
+            self._seen.refuse(fault)
+        if lost := self._files.lost():
+            if self._files.log_is_gone:
+                # Whoever starts later would not find what stands only there.
+                self._connection.execute("PRAGMA wal_checkpoint(FULL)")
+            refuse_without(lost, self._seen)
+        if self._files.main_has_changed and (fault := self._files.main_fault(self._seen.ledger_id)):
+            self._was_wrong = True
+            # The last connection that closes copies the log into that file. The next start must know it.
+            self._record.write(self._own_record(self._seen.mark, was_swapped=True))
+            self._seen.refuse(fault)
+        if self._was_wrong:
+            # Pages that were read from the wrong file must not be taken for the right one's.
+            self._connection.execute("PRAGMA shrink_memory")
+            self._was_wrong = False
+
+    def _own_record(self, mark: int, *, was_swapped: bool = False) -> Record:
+        return Record(str(self._seen.ledger_id), mark, self._files.main.mark or 0, was_swapped)
 
     def close(self) -> None:
-        """Close connection and lock file."""
-        self._connection.close()
+        """Close connection and side files."""
+        with lock_held(self._lock):  # the last one that closes writes the main file
+            self._connection.close()
+        self._record.close()
         os.close(self._lock)
 
 
 class SqliteReader:
     """A read-only connection; each read is a short transaction of its own, or the WAL would grow for ever."""
 
-    def __init__(self, path: Path) -> None:
-        self._connection = _connect(path, _READER_PRAGMAS)
+    def __init__(self, path: Path, seen: Seen) -> None:
+        """Nothing is opened before the first read."""
+        self._path = path
+        self._seen = seen
+        self._opened: tuple[sqlite3.Connection, OpenFiles, int] | None = None
+        self._was_wrong = False
 
     def read(self, work: Callable[[Transaction], Any]) -> Any:
-        """Run `work` on one snapshot; raises `LedgerUnavailable`."""
+        """Run `work` on one snapshot; raises `LedgerUnavailable`, also where it is not the ledger that was seen."""
         with _faults_told():
-            self._connection.execute("BEGIN")
+            mark = self._seen.mark
+            connection, files, lock = self._opened or self._open()
+            self._require_own_files(connection, files, lock)
+            connection.execute("BEGIN")
             try:
-                return work(SqliteTransaction(self._connection))
+                sight = look(connection)
+                self._seen.check(sight, mark)
+                self._seen.note(sight)
+                return work(SqliteTransaction(connection))
             finally:
-                self._connection.execute("ROLLBACK")
+                connection.execute("ROLLBACK")
+
+    def _open(self) -> tuple[sqlite3.Connection, OpenFiles, int]:
+        with contextlib.ExitStack() as opened:
+            lock = os.open(lock_path(self._path), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            opened.callback(os.close, lock)
+            connection = opened.enter_context(contextlib.closing(connect(self._path, _READER_PRAGMAS)))
+            look(connection)
+            self._opened = connection, OpenFiles(self._path), lock
+            opened.pop_all()
+        return self._opened
+
+    def _require_own_files(self, connection: sqlite3.Connection, files: OpenFiles, lock: int) -> None:
+        fault = files.main_moved()
+        if fault is None:
+            if lost := files.lost():
+                refuse_without(lost, self._seen)
+            if files.main_has_changed:
+                # Where somebody writes just now, the next read looks: this one must not wait for a writer.
+                with contextlib.suppress(BlockingIOError), lock_held(lock, fcntl.LOCK_SH | fcntl.LOCK_NB):
+                    fault = files.main_fault(self._seen.ledger_id)
+        if fault:
+            self._was_wrong = True
+            self._seen.refuse(fault)
+        if self._was_wrong:
+            connection.execute("PRAGMA shrink_memory")
+            self._was_wrong = False
 
     def close(self) -> None:
         """Close the connection."""
-        self._connection.close()
+        if self._opened is not None:
+            connection, _, lock = self._opened
+            connection.close()
+            os.close(lock)
 
 
-def lock_path(path: Path) -> Path:
-    """The side file whose lock orders the writers: waiting for it wakes at once, SQLite's own busy wait polls."""
-    return path.with_name(path.name + ".lock")
+def refuse_without(lost: Path, seen: Seen) -> NoReturn:
+    """Raise `LedgerUnavailable` for a side file of SQLite's that was deleted or replaced while it is in use."""
+    seen.refuse(f"has lost {lost.name}, which services use", "put it back, or stop all services and start them again")
 
 
-def prepare(path: Path, give_up_after_s: float) -> None:
-    """Make the ledger file where there is none, and refuse one that is not ours to write, untouched.
-
-    Raises `Misconfigured` with the cause and the cure, also where another process holds the lock too long.
-    """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lock = os.open(lock_path(path), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    except OSError as error:
-        raise Misconfigured(
-            f"EVENLOAD_LEDGER_URL: {path} cannot be used ({error.strerror}): name a file where this user may write"
-        ) from None
-    try:
-        _lock_within(lock, path, give_up_after_s)
-        with _lock_held(lock):
-            if path.exists() and path.stat().st_size > 0 and not _is_blank(path):
-                _refuse_foreign(path)
-            else:
-                _create(path)
-    except sqlite3.Error as error:
-        raise Misconfigured(
-            f"EVENLOAD_LEDGER_URL: {path} is no usable ledger ({error}): name another file, or a new one"
-        ) from None
-    finally:
-        os.close(lock)
-
-
-def _is_blank(path: Path) -> bool:
-    """Whether a database has no tables: its making was cut short, or never begun."""
-    with contextlib.closing(_connect_read_only(path)) as connection:
-        return connection.execute("SELECT 1 FROM sqlite_master").fetchone() is None
-
-
-def _refuse_foreign(path: Path) -> None:
-    with contextlib.closing(_connect_read_only(path)) as connection:
-        ours = connection.execute("SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = 'meta'").fetchone()
-        version = (
-            connection.execute("SELECT value FROM meta WHERE name = 'schema_version'").fetchone() if ours else None
-        )
-    schema.refuse_other_version(str(path), version[0] if version else None, "file")
-
-
-def _create(path: Path) -> None:
-    with contextlib.closing(_connect(path, _WRITER_PRAGMAS, "rwc")) as connection:
-        connection.execute("BEGIN IMMEDIATE")
-        for statement in schema.SQLITE:
-            connection.execute(statement)
-        connection.execute("COMMIT")
-
-
-def _connect_read_only(path: Path) -> sqlite3.Connection:
-    return sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)
-
-
-def _identity(path: Path) -> tuple[int, int]:
-    about = path.stat()
-    return about.st_dev, about.st_ino
-
-
-def _connect(path: Path, pragmas: Sequence[str], mode: str = "rw") -> sqlite3.Connection:
+def connect(path: Path, pragmas: Sequence[str], mode: str = "rw") -> sqlite3.Connection:
+    """A connection; raises `sqlite3.Error`."""
     address = f"{path.absolute().as_uri()}?mode={mode}"
     connection = sqlite3.connect(address, uri=True, isolation_level=None, check_same_thread=False)
     for pragma in pragmas:
@@ -183,24 +196,10 @@ def _connect(path: Path, pragmas: Sequence[str], mode: str = "rw") -> sqlite3.Co
     return connection
 
 
-def _lock_within(lock: int, path: Path, seconds: float) -> None:
-    """Take the lock, polling: a thread that waits for it inside the kernel could not be told to stop."""
-    give_up_at = time.monotonic() + seconds
-    while True:
-        try:
-            return fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if time.monotonic() > give_up_at:
-                raise Misconfigured(
-                    f"EVENLOAD_LEDGER_URL: another process has held {lock_path(path)} for {seconds:g} s: "
-                    "end the one that stands still"
-                ) from None
-            time.sleep(LOCK_POLL_S)
-
-
 @contextlib.contextmanager
-def _lock_held(lock: int) -> Iterator[None]:
-    fcntl.flock(lock, fcntl.LOCK_EX)
+def lock_held(lock: int, kind: int = fcntl.LOCK_EX) -> Iterator[None]:
+    """Hold the writers' lock; without waiting where `kind` says so, and then it raises `BlockingIOError`."""
+    fcntl.flock(lock, kind)
     try:
         yield
     finally:

@@ -7,7 +7,7 @@ KERNEL_LIST = Path("/proc/locks")
 
 
 def holders(path: Path) -> set[int]:
-    """Pids that hold a lock for writing on `path`, by flock or by record; empty where nobody does, or nobody tells.
+    """Pids that hold a lock on `path`, by flock or by record; empty where nobody does, or nobody tells.
 
     The kernel names no pid (0) for a holder in another container.
     """
@@ -20,6 +20,6 @@ def holders(path: Path) -> set[int]:
     for line in lines:
         # `1: FLOCK  ADVISORY  WRITE 4711 fe:00:2148565 0 EOF`; who waits has an arrow after the number.
         match line.split():
-            case [_, "FLOCK" | "POSIX" | "OFDLCK", _, "WRITE", pid, where, *_] if where == place:
+            case [_, "FLOCK" | "POSIX" | "OFDLCK", _, "WRITE" | "READ", pid, where, *_] if where == place:
                 found.add(int(pid))
     return found

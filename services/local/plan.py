@@ -8,6 +8,7 @@ from pathlib import Path
 
 from services.errors import Misconfigured
 from services.grid import Grid, load_grid
+from services.ledger.address import SETTING, SQLITE_SCHEME, sqlite_path
 from services.local.ports import HOST
 from services.local.prometheus_programs import OFF, locate_prometheus
 from services.settings import LocalSettings, given
@@ -31,7 +32,12 @@ class Plan:
     @property
     def ledger_url(self) -> str:
         """The ledger of all services."""
-        return given("EVENLOAD_LEDGER_URL") or f"sqlite:///{self.data / 'ledger.sqlite'}"
+        return given(SETTING) or default_ledger(self.data)
+
+    @property
+    def ledger_path(self) -> Path | None:
+        """The ledger's file; None where it is no file."""
+        return sqlite_path(self.ledger_url)
 
     @property
     def logs(self) -> Path:
@@ -54,9 +60,15 @@ def make_plan(settings: LocalSettings) -> Plan:
             raise Misconfigured(
                 f"{name}: the local stack serves on {HOST} only: unset it, or start the services yourself"
             )
+    sqlite_path(given(SETTING) or default_ledger(data))
     if settings.prometheus not in OFF:
         locate_prometheus(settings.prometheus, cache_dir(settings))
     return Plan(settings, data, load_grid(settings.grid), settings.gateway_port, secrets.token_hex(8))
+
+
+def default_ledger(data: Path) -> str:
+    """The address of the ledger in a data folder."""
+    return f"{SQLITE_SCHEME}{data / 'ledger.sqlite'}"
 
 
 def cache_dir(settings: LocalSettings) -> Path:

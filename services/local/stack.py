@@ -16,8 +16,7 @@ import aiohttp
 
 from services.admin import port_taken
 from services.errors import Misconfigured
-from services.ledger.connection import SQLITE_SCHEME
-from services.ledger.sqlite import lock_path
+from services.ledger.sqlite_files import lock_path
 from services.local import leftovers
 from services.local.first_look import until_seen
 from services.local.plan import Plan, cache_dir, make_plan
@@ -169,8 +168,8 @@ async def _start_services(
 ) -> Mapping[str, int]:
     """Start them all; returns their admin ports by name."""
     say(f"starting gateway, balancer and {len(plan.grid.substation)} substations")
-    if plan.ledger_url.startswith(SQLITE_SCHEME):
-        supervisor.watch_lock(lock_path(Path(plan.ledger_url.removeprefix(SQLITE_SCHEME))))
+    if plan.ledger_path is not None:
+        supervisor.watch_lock(lock_path(plan.ledger_path))
     ids = [spec.id for spec in plan.grid.substation]
     names = [("gateway", "gateway", ""), ("balancer", "balancer", "")]
     names += [(f"substation-{one}", "substations", one) for one in ids]

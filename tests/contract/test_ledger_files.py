@@ -164,7 +164,7 @@ async def test_a_ledger_that_was_moved_away_takes_nothing_until_it_is_back(ledge
     for file in path.parent.glob(f"{path.name}*"):
         file.rename(away / file.name)
 
-    with pytest.raises(LedgerUnavailable, match=f"{path}: No such file"):
+    with pytest.raises(LedgerUnavailable, match=f"{path} is gone: put the right one back"):
         await ledger.accepted("lost")
     assert not path.exists()
 
@@ -193,7 +193,7 @@ async def test_why_writing_fails_is_told_until_it_goes_well_again(ledger, path):
     gone = path.rename(path.with_name("gone"))
     with pytest.raises(LedgerUnavailable):
         await ledger.connection.probe()
-    assert "No such file" in ledger.connection.fault
+    assert "is gone" in ledger.connection.fault
 
     gone.rename(path)
     await ledger.connection.probe()

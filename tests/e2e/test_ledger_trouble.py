@@ -16,7 +16,7 @@ from harness.ledger import all_histories
 from harness.stack import Stack, readiness, started, until
 from harness.tick_trace import logged
 
-from services.ledger.sqlite import lock_path
+from services.ledger.sqlite_files import lock_path
 from services.ledger.states import Status, faults
 from services.local import locks
 from services.local.ports import free_ports

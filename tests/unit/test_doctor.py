@@ -12,7 +12,7 @@ from services.cli.checks import Check, Finding, exit_code, note, ok, with_cure, 
 from services.cli.checks_ledger import check_ledger, registered_substations
 from services.cli.checks_setup import check_folders, check_settings
 from services.errors import Misconfigured
-from services.ledger import schema, sqlite
+from services.ledger import schema, sqlite_files, sqlite_setup
 from services.local import locks
 from services.settings import LocalSettings
 
@@ -20,7 +20,7 @@ from services.settings import LocalSettings
 @pytest.fixture
 def ledger(tmp_path):
     path = tmp_path / "ledger.sqlite"
-    sqlite.prepare(path, 1)
+    sqlite_setup.prepare(path, 1)
     change(path, "INSERT INTO meta VALUES ('speed', '60')")
     return path
 
@@ -101,7 +101,7 @@ def test_another_speed_is_told_with_both(ledger, monkeypatch):
 
 def test_a_lock_that_somebody_stands_on_is_told_with_the_pid(ledger, monkeypatch):
     monkeypatch.setattr("services.cli.checks_ledger.HELD_LONG_S", 0.1)
-    gate = os.open(sqlite.lock_path(ledger), os.O_RDWR | os.O_CREAT)
+    gate = os.open(sqlite_files.lock_path(ledger), os.O_RDWR | os.O_CREAT)
     try:
         fcntl.flock(gate, fcntl.LOCK_EX)
         found = findings(ledger)["ledger lock"]

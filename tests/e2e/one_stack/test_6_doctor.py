@@ -9,7 +9,7 @@ from harness.commands import seen, told
 from harness.fake_gateway import fake_gateway
 from harness.stack import Stack, until
 
-from services.ledger.sqlite import lock_path
+from services.ledger.sqlite_files import lock_path
 from services.local.ports import free_ports
 
 

@@ -1,0 +1,54 @@
+"""How a PostgreSQL ledger is known again: its id and mark come along with BEGIN and COMMIT, without a round trip."""
+
+from typing import LiteralString
+
+from psycopg import errors
+
+from services.errors import LedgerUnavailable
+from services.ledger.identity import NAME, Seen, Sight
+from services.ledger.postgres_connection import Connection
+
+# The sequence survives the deletion of old history. A user who may not read it has no mark, and sees only the id.
+_MARK: LiteralString = (
+    "CASE WHEN has_sequence_privilege('public.transition_number_seq', 'SELECT') "
+    "THEN coalesce(pg_sequence_last_value('public.transition_number_seq'), 0) END AS mark"
+)
+_LOOK: LiteralString = f"SELECT (SELECT value FROM public.meta WHERE name = '{NAME}') AS ledger_id, {_MARK}"
+# A sequence is ahead of what is committed, and a server that crashes may set it back, unless this transaction's
+# commit has waited for the disk: then all that it saw is there, too. It waits only where it has changed something.
+_LOOK_AND_COMMIT: LiteralString = f"SELECT {_MARK}, pg_current_xact_id_if_assigned() IS NOT NULL AS waits; COMMIT"
+
+
+def seen_at(place: str) -> Seen:
+    """What a process has seen of the ledger at `place`: nothing yet."""
+    return Seen(place, "put the right one back, or restart all services to go on with what lies there")
+
+
+def begin(connection: Connection, begin: LiteralString, seen: Seen | None) -> None:
+    """Begin a transaction in the ledger that was seen; raises `LedgerUnavailable` where it is another or an older one.
+
+    The connection is closed then: the address may lead to the right one again. Raises `psycopg.Error`.
+    """
+    if seen is None:
+        connection.begin(begin)
+        return
+    mark = seen.mark
+    try:
+        found = connection.begin(begin, _LOOK)
+        seen.check(Sight(found["ledger_id"], found["mark"]) if found else Sight(None, None), mark)
+    except errors.UndefinedTable:
+        connection.close()
+        seen.refuse("holds no ledger any more")
+    except LedgerUnavailable:
+        connection.close()
+        raise
+
+
+def commit(connection: Connection, seen: Seen | None) -> None:
+    """Commit, and remember how far the history has got; raises `psycopg.Error`."""
+    if seen is None:
+        connection.execute("COMMIT")
+        return
+    found = connection.execute(_LOOK_AND_COMMIT, prepare=False).fetchone()
+    if found and found["waits"]:
+        seen.note(Sight(None, found["mark"]))

@@ -1,0 +1,154 @@
+"""The files of a SQLite ledger: which ledger lives there, and whether they still are the ones that were opened."""
+
+import contextlib
+import os
+import sqlite3
+from dataclasses import dataclass
+from pathlib import Path
+
+from services.ledger.identity import NAME, Sight
+
+_LOOK = (
+    f"SELECT (SELECT value FROM meta WHERE name = '{NAME}'), "  # noqa: S608 (a constant)
+    "coalesce((SELECT seq FROM sqlite_sequence WHERE name = 'transition'), 0)"
+)
+
+
+def beside(path: Path, suffix: str) -> Path:
+    """A file beside the ledger; beside the file itself where the ledger's name is a symbolic link, as SQLite has it."""
+    real = path.resolve()
+    return real.with_name(real.name + suffix)
+
+
+def lock_path(path: Path) -> Path:
+    """The side file whose lock orders the writers: waiting for it wakes at once, SQLite's own busy wait polls."""
+    return beside(path, ".lock")
+
+
+def record_path(path: Path) -> Path:
+    """The side file that tells the next start which ledger lives here, and how far its history got."""
+    return beside(path, ".identity")
+
+
+def look(connection: sqlite3.Connection) -> Sight:
+    """What the ledger says of itself, in the connection's transaction; raises `sqlite3.Error`."""
+    ledger_id, mark = connection.execute(_LOOK).fetchone()
+    return Sight(ledger_id, mark)
+
+
+def look_at_main_file(path: Path) -> Sight:
+    """What the main file alone says, without its write-ahead log; raises `sqlite3.Error` for what is no database.
+
+    Nobody may write the main file meanwhile: the caller has the writers' lock.
+    """
+    address = f"{path.absolute().as_uri()}?mode=ro&immutable=1"
+    with contextlib.closing(sqlite3.connect(address, uri=True)) as connection:
+        if connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'meta'").fetchone() is None:
+            return Sight(None, 0)
+        return look(connection)
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """What the side file tells; it is never ahead of what is on the disk, because it is written after a commit."""
+
+    ledger_id: str
+    mark: int
+    main_mark: int
+    """The mark of the main file alone: it lags until the write-ahead log is copied into it."""
+    was_swapped: bool = False
+    """Somebody changed the main file under services that had it open."""
+
+    def __str__(self) -> str:
+        """One line, always equally long, so that it is written in place."""
+        return (
+            f"{self.ledger_id} {self.mark:020d} {self.main_mark:020d} {'swapped' if self.was_swapped else 'sound  '}\n"
+        )
+
+
+def read_record(path: Path) -> Record | None:
+    """The record of the ledger at `path`; None where there is none, or a power cut left none that can be read."""
+    try:
+        ledger_id, mark, main_mark, state = record_path(path).read_text("ascii").split()
+        return Record(ledger_id, int(mark), int(main_mark), state == "swapped")
+    except (FileNotFoundError, ValueError):
+        return None
+
+
+class RecordFile:
+    """The open side file; who writes it has the writers' lock."""
+
+    def __init__(self, path: Path) -> None:
+        """Open it, and make it where there is none; raises `OSError`."""
+        self._descriptor = os.open(record_path(path), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+
+    def write(self, record: Record) -> None:
+        """Write it in place; where the disk refuses, the record lags, which is safe."""
+        with contextlib.suppress(OSError):
+            os.pwrite(self._descriptor, str(record).encode("ascii"), 0)
+
+    def close(self) -> None:
+        """Close it."""
+        os.close(self._descriptor)
+
+
+class OpenFiles:
+    """The files of a ledger as one connection opened them: main file, write-ahead log, and its index."""
+
+    def __init__(self, path: Path) -> None:
+        """Remember the files of a connection that has read from them; raises `OSError`."""
+        self._path = path
+        self._log, self._index = beside(path, "-wal"), beside(path, "-shm")
+        self._inodes = self._now()
+        self._state: tuple[int, int] | None = None
+        self.main = Sight(None, 0)
+        """What the main file alone said at the last look."""
+
+    def _now(self) -> tuple[tuple[int, int] | None, ...]:
+        return tuple(_inode(one) for one in (self._path, self._log, self._index))
+
+    def main_moved(self) -> str | None:
+        """What became of the main file, as the end of a sentence; None while it lies where it was opened."""
+        now = _inode(self._path)
+        if now is None:
+            return "is gone"
+        return None if now == self._inodes[0] else "is another file than the one that was opened"
+
+    def lost(self) -> Path | None:
+        """The log or the index, where it was deleted or replaced, though it is in use."""
+        now = self._now()
+        if now == self._inodes:
+            return None
+        return self._log if now[1] != self._inodes[1] else self._index
+
+    @property
+    def log_is_gone(self) -> bool:
+        """Whether the write-ahead log has no name any more; who has it open reads it all the same."""
+        return _inode(self._log) is None
+
+    @property
+    def main_has_changed(self) -> bool:
+        """Whether somebody wrote the main file since it was last looked at, as SQLite does once in a while."""
+        about = self._path.stat()
+        return (about.st_mtime_ns, about.st_size) != self._state
+
+    def main_fault(self, ledger_id: str | None) -> str | None:
+        """Look at the main file alone, with the writers' lock; None where it still has all that it had."""
+        about = self._path.stat()
+        try:
+            main = look_at_main_file(self._path)
+        except sqlite3.Error as error:
+            return f"was overwritten while it was open, and is no ledger any more ({error})"
+        if main.ledger_id not in (ledger_id, self.main.ledger_id) or (main.mark or 0) < (self.main.mark or 0):
+            return "was overwritten by another or an older ledger while it was open"
+        self.main = main
+        self._state = (about.st_mtime_ns, about.st_size)
+        return None
+
+
+def _inode(path: Path) -> tuple[int, int] | None:
+    try:
+        about = os.stat(path)  # noqa: PTH116 (a third faster, before every transaction)
+    except FileNotFoundError:
+        return None
+    return about.st_dev, about.st_ino
