@@ -38,6 +38,7 @@ class Seen:
         self._ledger_id: str | None = None
         self._is_told_of_no_mark = False
         self._mark = 0
+        self._main_mark = 0
         self._lock = threading.Lock()
 
     @property
@@ -49,6 +50,16 @@ class Seen:
     def mark(self) -> int:
         """The highest mark that was committed; read it before the transaction whose sight is checked against it."""
         return self._mark
+
+    @property
+    def main_mark(self) -> int:
+        """The highest mark that was seen in a ledger's main file alone, without its write-ahead log."""
+        return self._main_mark
+
+    def note_main(self, mark: int) -> None:
+        """Remember what was read from the main file alone."""
+        with self._lock:
+            self._main_mark = max(self._main_mark, mark)
 
     def note(self, sight: Sight) -> None:
         """Remember what was read from the ledger and is committed."""

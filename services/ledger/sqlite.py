@@ -66,7 +66,7 @@ class SqliteDriver:
             with lock_held(self._lock):
                 self._connection = opened.enter_context(contextlib.closing(connect(path, WRITER_PRAGMAS)))
                 seen.check(look(self._connection), seen.mark)
-                self._files = OpenFiles(path)
+                self._files = OpenFiles(path, seen)
                 self._record = RecordFile(path)
             opened.pop_all()
 
@@ -102,7 +102,7 @@ class SqliteDriver:
                 # Whoever starts later would not find what stands only there.
                 self._connection.execute("PRAGMA wal_checkpoint(FULL)")
             refuse_without(lost, self._seen)
-        if self._files.main_has_changed and (fault := self._files.main_fault(self._seen.ledger_id)):
+        if self._files.main_has_changed and (fault := self._files.main_fault()):
             self._was_wrong = True
             # The last connection that closes copies the log into that file. The next start must know it.
             self._record.write(self._own_record(self._seen.mark, was_swapped=True))
@@ -113,7 +113,7 @@ class SqliteDriver:
             self._was_wrong = False
 
     def _own_record(self, mark: int, *, was_swapped: bool = False) -> Record:
-        return Record(str(self._seen.ledger_id), mark, self._files.main.mark or 0, was_swapped)
+        return Record(str(self._seen.ledger_id), mark, self._seen.main_mark, was_swapped)
 
     def close(self) -> None:
         """Close connection and side files."""
@@ -154,7 +154,7 @@ class SqliteReader:
             opened.callback(os.close, lock)
             connection = opened.enter_context(contextlib.closing(connect(self._path, _READER_PRAGMAS)))
             look(connection)
-            self._opened = connection, OpenFiles(self._path), lock
+            self._opened = connection, OpenFiles(self._path, self._seen), lock
             opened.pop_all()
         return self._opened
 
@@ -166,7 +166,7 @@ class SqliteReader:
             if files.main_has_changed:
                 # Where somebody writes just now, the next read looks: this one must not wait for a writer.
                 with contextlib.suppress(BlockingIOError), lock_held(lock, fcntl.LOCK_SH | fcntl.LOCK_NB):
-                    fault = files.main_fault(self._seen.ledger_id)
+                    fault = files.main_fault()
         if fault:
             self._was_wrong = True
             self._seen.refuse(fault)

@@ -6,7 +6,7 @@ import sqlite3
 from dataclasses import dataclass
 from pathlib import Path
 
-from services.ledger.identity import NAME, Sight
+from services.ledger.identity import NAME, Seen, Sight
 
 _LOOK = (
     f"SELECT (SELECT value FROM meta WHERE name = '{NAME}'), "  # noqa: S608 (a constant)
@@ -95,14 +95,13 @@ class RecordFile:
 class OpenFiles:
     """The files of a ledger as one connection opened them: main file, write-ahead log, and its index."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, seen: Seen) -> None:
         """Remember the files of a connection that has read from them; raises `OSError`."""
         self._path = path
+        self._seen = seen
         self._log, self._index = beside(path, "-wal"), beside(path, "-shm")
         self._inodes = self._now()
         self._state: tuple[int, int] | None = None
-        self.main = Sight(None, 0)
-        """What the main file alone said at the last look."""
 
     def _now(self) -> tuple[tuple[int, int] | None, ...]:
         return tuple(_inode(one) for one in (self._path, self._log, self._index))
@@ -132,16 +131,16 @@ class OpenFiles:
         about = self._path.stat()
         return (about.st_mtime_ns, about.st_size) != self._state
 
-    def main_fault(self, ledger_id: str | None) -> str | None:
+    def main_fault(self) -> str | None:
         """Look at the main file alone, with the writers' lock; None where it still has all that it had."""
         about = self._path.stat()
         try:
             main = look_at_main_file(self._path)
         except sqlite3.Error as error:
             return f"was overwritten while it was open, and is no ledger any more ({error})"
-        if main.ledger_id not in (ledger_id, self.main.ledger_id) or (main.mark or 0) < (self.main.mark or 0):
+        if main.ledger_id != self._seen.ledger_id or (main.mark or 0) < self._seen.main_mark:
             return "was overwritten by another or an older ledger while it was open"
-        self.main = main
+        self._seen.note_main(main.mark or 0)
         self._state = (about.st_mtime_ns, about.st_size)
         return None
 

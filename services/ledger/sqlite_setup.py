@@ -172,6 +172,8 @@ def _identify(path: Path) -> Sight:
             # The main file alone must tell whose it is, should another be copied over it.
             connection.execute("PRAGMA wal_checkpoint(FULL)")
             main = look_at_main_file(path)
+            if main.ledger_id is None:
+                raise Misconfigured(f"{SETTING}: somebody reads {path} for long: end that, and start again")
         sight = look(connection)
     with contextlib.closing(RecordFile(path)) as file:
         file.write(Record(str(sight.ledger_id), sight.mark or 0, main.mark or 0))

@@ -1,0 +1,369 @@
+"""A SQLite ledger that is lost, replaced or set back, while it is in use and before a start: nothing is lost unseen."""
+
+import asyncio
+import contextlib
+import os
+import shutil
+import sqlite3
+import subprocess
+
+import pytest
+from harness.ledger import MANY, Ledger, asked, opened
+
+from services.cli.checks import Finding
+from services.cli.checks_ledger import check_ledger
+from services.errors import LedgerUnavailable, Misconfigured
+
+LOG_PAGES = 1_000
+"""With so many pages in the log, SQLite copies it into the main file."""
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "data" / "ledger.sqlite"
+
+
+@pytest.fixture
+async def ledger(path):
+    async with opened(path) as connection:
+        one = Ledger(connection)
+        await one.accepted("first")
+        yield one
+
+
+@pytest.fixture
+async def other(tmp_path):
+    """Another ledger, whose history got further."""
+    async with opened(tmp_path / "other.sqlite") as connection:
+        await Ledger(connection).accepted(*MANY)
+    return tmp_path / "other.sqlite"
+
+
+def copy_over(source, target):
+    """As `cp` does: into the file that is there. In a process of its own, or SQLite would lose its locks in this one."""
+    subprocess.run(["cp", source, target], check=True)
+
+
+def backup(source, target):
+    """As SQLite's `.backup` and `.restore` do."""
+    with contextlib.closing(sqlite3.connect(source)) as one, contextlib.closing(sqlite3.connect(target)) as two:
+        one.backup(two)
+
+
+def write_the_log_into_the_file(path):
+    with contextlib.closing(sqlite3.connect(path)) as database:
+        assert database.execute("PRAGMA wal_checkpoint(FULL)").fetchone()[0] == 0
+
+
+def beside(path, suffix):
+    return path.with_name(path.name + suffix)
+
+
+@contextlib.asynccontextmanager
+async def moved(path, _ledger, _other):
+    gone = path.rename(path.with_name("gone"))
+    yield "is gone"
+    gone.rename(path)
+
+
+@contextlib.asynccontextmanager
+async def folder_moved(path, _ledger, _other):
+    gone = path.parent.rename(path.parent.with_name("gone"))
+    yield "is gone"
+    gone.rename(path.parent)
+
+
+@contextlib.asynccontextmanager
+async def replaced(path, _ledger, other):
+    gone = path.rename(path.with_name("gone"))
+    shutil.copy(other, path)
+    yield "is another file than the one that was opened"
+    gone.rename(path)
+
+
+@contextlib.asynccontextmanager
+async def overwritten(path, _ledger, other):
+    copy_over(path, path.with_name("kept"))
+    copy_over(other, path)
+    yield "was overwritten by another or an older ledger while it was open"
+    copy_over(path.with_name("kept"), path)
+
+
+@contextlib.asynccontextmanager
+async def overwritten_by_a_backup(path, ledger, _other):
+    write_the_log_into_the_file(path)
+    copy_over(path, path.with_name("backup"))
+    await ledger.accepted("later")
+    write_the_log_into_the_file(path)
+    await ledger.accepted("latest")
+    copy_over(path, path.with_name("kept"))
+    copy_over(path.with_name("backup"), path)
+    yield "was overwritten by another or an older ledger while it was open"
+    copy_over(path.with_name("kept"), path)
+
+
+@contextlib.asynccontextmanager
+async def overwritten_by_rubbish(path, _ledger, _other):
+    copy_over(path, path.with_name("kept"))
+    path.with_name("rubbish").write_bytes(b"\xff" * 9_000)
+    copy_over(path.with_name("rubbish"), path)
+    yield "was overwritten while it was open, and is no ledger any more (file is not a database)"
+    copy_over(path.with_name("kept"), path)
+
+
+@contextlib.asynccontextmanager
+async def restored(path, ledger, _other):
+    backup(path, path.with_name("backup"))
+    await ledger.accepted("later")
+    backup(path, path.with_name("newest"))
+    backup(path.with_name("backup"), path)
+    yield "was restored from a backup, and lacks what this process saw in it (its history ends at 1, and ended at 2)"
+    backup(path.with_name("newest"), path)
+
+
+@contextlib.asynccontextmanager
+async def restored_from_another(path, _ledger, other):
+    backup(path, path.with_name("newest"))
+    backup(other, path)
+    yield "is another ledger than the one that this process uses"
+    backup(path.with_name("newest"), path)
+
+
+@contextlib.asynccontextmanager
+async def log_moved(path, _ledger, _other):
+    gone = beside(path, "-wal").rename(path.with_name("gone"))
+    yield "has lost ledger.sqlite-wal, which services use"
+    gone.rename(beside(path, "-wal"))
+
+
+@contextlib.asynccontextmanager
+async def index_moved(path, _ledger, _other):
+    gone = beside(path, "-shm").rename(path.with_name("gone"))
+    yield "has lost ledger.sqlite-shm, which services use"
+    gone.rename(beside(path, "-shm"))
+
+
+TROUBLES = [
+    moved,
+    folder_moved,
+    replaced,
+    overwritten,
+    overwritten_by_a_backup,
+    overwritten_by_rubbish,
+    restored,
+    restored_from_another,
+    log_moved,
+    index_moved,
+]
+
+
+@pytest.mark.parametrize("trouble", TROUBLES)
+async def test_while_the_right_ledger_is_away_nothing_is_written_or_read_and_all_goes_on_when_it_is_back(
+    ledger, path, other, trouble
+):
+    assert await ledger.status("first")  # who reads has files of its own
+    async with trouble(path, ledger, other) as cause:
+        for call in (lambda: ledger.accepted("lost"), lambda: ledger.status("first"), ledger.connection.probe):
+            with pytest.raises(LedgerUnavailable) as caught:
+                await call()
+            assert f"{path} {cause}: put " in str(caught.value)
+        await ledger.connection.look()
+        assert cause in ledger.connection.fault
+
+    await ledger.connection.look()
+    await ledger.connection.probe()
+    assert ledger.connection.fault is None
+    await ledger.accepted("last")
+    assert await ledger.intake.request("lost") is None
+    found = {row[0] for row in asked(path, "SELECT id FROM request")}
+    assert found >= {"first", "last"}
+    assert asked(path, "PRAGMA integrity_check") == [("ok",)]
+
+
+async def test_a_name_that_leads_to_another_ledger_later_is_not_followed(tmp_path, other):
+    first, name = tmp_path / "first" / "ledger.sqlite", tmp_path / "ledger.sqlite"
+    name.symlink_to(first)
+    first.parent.mkdir()
+    async with opened(name) as connection, opened(first) as by_its_own_name:
+        await Ledger(connection).accepted("by a link")
+        assert await Ledger(by_its_own_name).status("by a link")
+        assert {one.name for one in tmp_path.iterdir()} == {"first", "ledger.sqlite", *(one.name for one in tmp_path.glob("other*"))}  # fmt: skip
+        name.unlink()
+        name.symlink_to(other)
+
+        with pytest.raises(LedgerUnavailable, match="is another file than the one that was opened"):
+            await Ledger(connection).accepted("lost")
+        await Ledger(by_its_own_name).accepted("kept")
+
+
+async def test_what_only_the_log_held_is_kept_though_the_log_is_deleted(path):
+    async with opened(path) as connection:
+        ledger = Ledger(connection)
+        await ledger.accepted("first")
+        beside(path, "-wal").unlink()
+        with pytest.raises(LedgerUnavailable, match="stop all services and start them again"):
+            await ledger.accepted("lost")
+        copied = path.with_name("what-a-kill-would-leave")
+        copy_over(path, copied)
+
+    assert asked(copied, "SELECT id FROM request") == [("first",)]
+    async with opened(path) as connection:
+        assert await Ledger(connection).status("first")
+
+
+# --- starts ------------------------------------------------------------------------------------------------------
+
+
+async def refusal(path):
+    """What a start says; the doctor must say the same, and neither may change anything."""
+    before = {one: one.stat().st_mtime_ns for one in path.parent.iterdir() if not one.name.endswith((".lock", "-shm"))}
+    with pytest.raises(Misconfigured) as caught:
+        async with opened(path):
+            pass
+    assert {one: one.stat().st_mtime_ns for one in before} == before
+    [check] = [one for one in check_ledger(f"sqlite:///{path}") if one.check == "ledger"]
+    assert check.finding is Finding.MISCONFIGURED
+    assert str(caught.value) == f"{check.said}: {check.cure}"
+    return str(caught.value).removeprefix(f"EVENLOAD_LEDGER_URL: {path} ")
+
+
+@pytest.mark.parametrize("is_empty", [False, True])
+async def test_a_ledger_that_is_gone_while_it_is_used_is_not_made_anew(ledger, path, is_empty):
+    gone = path.rename(path.with_name("gone"))
+    if is_empty:
+        path.touch()
+
+    said = await refusal(path)
+
+    assert said == (
+        "is gone or empty, but ledger.sqlite-wal beside it tells that a ledger was in use there: "
+        "put it back, or, to begin a new one, stop all services and delete every ledger.sqlite* file"
+    )
+    gone.rename(path)
+    await ledger.accepted("second")
+    assert await ledger.status("first")
+
+
+async def left(path, *request_ids):
+    """A ledger that was used and closed."""
+    async with opened(path) as connection:
+        await Ledger(connection).accepted(*request_ids)
+
+
+async def test_a_ledger_that_was_deleted_alone_is_not_made_anew_and_one_deleted_with_all_its_files_is(path):
+    await left(path, "first")
+    path.unlink()
+    assert "ledger.sqlite.identity beside it tells that a ledger was in use" in await refusal(path)
+
+    for file in path.parent.glob("ledger.sqlite*"):
+        file.unlink()
+    async with opened(path) as connection:
+        assert await Ledger(connection).intake.request("first") is None
+
+
+async def test_another_ledger_in_its_place_is_refused_until_the_record_is_deleted(path, other):
+    await left(path, "first")
+    shutil.copy(other, path)
+
+    said = await refusal(path)
+
+    assert said.startswith("is another ledger than the one that services used here: put the right one back")
+    beside(path, ".identity").unlink()
+    async with opened(path) as connection:
+        assert await Ledger(connection).status(MANY[0])
+
+
+async def test_an_older_backup_in_its_place_is_refused_until_the_record_is_deleted(path):
+    await left(path, "first")
+    shutil.copy(path, path.with_name("backup"))
+    await left(path, "later")
+    shutil.copy(path.with_name("backup"), path)
+
+    said = await refusal(path)
+
+    assert "(its history ends at 1, and ended at 2)" in said
+    assert "delete ledger.sqlite.identity, ledger.sqlite-wal and ledger.sqlite-shm, and put it there again" in said
+    beside(path, ".identity").unlink()
+    async with opened(path) as connection:
+        assert await Ledger(connection).intake.request("later") is None
+
+
+def crashed(path, to, *suffixes):
+    """What lies on the disk after all services were killed."""
+    to.mkdir()
+    for suffix in ("", ".identity", *suffixes):
+        copy_over(beside(path, suffix), to)
+    return to / path.name
+
+
+async def test_a_log_that_was_deleted_after_a_crash_is_missed(ledger, path, tmp_path):
+    without = crashed(path, tmp_path / "without")
+    whole = crashed(path, tmp_path / "whole", "-wal")
+
+    assert "has lost its -wal file, and lacks what services saw in it" in await refusal(without)
+    async with opened(whole) as connection:
+        assert await Ledger(connection).status("first")
+
+
+async def test_an_index_without_its_log_is_told(ledger, path, tmp_path):
+    left_over = crashed(path, tmp_path / "left", "-shm")
+
+    assert "has lost ledger.sqlite-wal, which services use or used: put it back" in await refusal(left_over)
+
+
+async def test_a_backup_that_was_copied_over_a_ledger_in_use_is_refused_by_the_next_start(path, other):
+    async with opened(path) as connection:
+        await Ledger(connection).accepted("first")
+        copy_over(other, path)
+        with pytest.raises(LedgerUnavailable):
+            await Ledger(connection).accepted("lost")
+
+    assert (await refusal(path)).startswith(("was overwritten while", "is another ledger than"))
+
+
+async def test_a_ledger_with_a_second_name_is_refused(path):
+    await left(path, "first")
+    os.link(path, path.with_name("second-name"))
+
+    assert "has a second name (a hard link)" in await refusal(path)
+
+
+async def test_a_copy_of_the_whole_folder_is_a_ledger(ledger, path, tmp_path):
+    shutil.copytree(
+        path.parent, tmp_path / "copy", ignore=lambda _folder, names: [one for one in names if "-shm" in one]
+    )
+
+    async with opened(tmp_path / "copy" / path.name) as connection:
+        assert await Ledger(connection).status("first")
+
+
+async def test_a_ledger_from_before_there_were_ids_gets_one_and_keeps_it(path):
+    await left(path, "first")
+    beside(path, ".identity").unlink()
+    with contextlib.closing(sqlite3.connect(path)) as database, database:
+        database.execute("DELETE FROM meta WHERE name = 'ledger_id'")
+    ids = []
+    for _ in range(2):
+        await left(path)
+        ids.append(asked(path, "SELECT value FROM meta WHERE name = 'ledger_id'"))
+
+    assert ids[0] == ids[1] != []
+
+
+async def test_processes_that_start_at_once_make_one_ledger(path):
+    async with contextlib.AsyncExitStack() as stack:
+        connections = await asyncio.gather(*(stack.enter_async_context(opened(path)) for _ in range(4)))
+        for number, connection in enumerate(connections):
+            await Ledger(connection).accepted(f"r{number}")
+
+        assert len(asked(path, "SELECT id FROM request")) == 4
+
+
+async def test_a_busy_ledger_that_is_copied_into_its_file_again_and_again_is_never_taken_for_another(path):
+    async with opened(path) as writing, opened(path) as reading:
+        writer, reader = Ledger(writing), Ledger(reading)
+        for round_number in range(3):
+            await writer.accepted(*(f"{round_number}-{number}-{'x' * 3_000}" for number in range(LOG_PAGES)))
+            await reader.intake.counts()
+            await reader.connection.probe()
+    assert path.stat().st_size > LOG_PAGES * 3_000
