@@ -71,6 +71,9 @@ def _check_file(path: Path) -> Iterator[Check]:
     except (sqlite3.Error, OSError) as error:
         yield misconfigured("ledger", f"{path} is no usable ledger: {error}", "name another EVENLOAD_DATA_DIR")
     else:
+        if locks.holders(path) and not beside(path, "-shm").exists():
+            cure = "put it back, or stop all services and start them again"
+            yield problem("ledger", f"{path} has lost {path.name}-shm, which services use", cure)
         yield from _check_meta(str(path), meta, "another EVENLOAD_DATA_DIR")
 
 

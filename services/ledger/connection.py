@@ -85,11 +85,13 @@ async def open_ledger(
         connection = LedgerConnection(committer, reader, thread)
         ledger_id = await _agree(connection, {"speed": f"{speed:g}", "lease_s": f"{lease_s:g}"}, startup_timeout_s)
         database.seen.note(Sight(ledger_id, None))
+        await connection.look()  # opens the reader's files while they are sure to be the right ones
         # An address may be relative, or lead elsewhere than it seems.
         log.info("ledger_opened", place=database.seen.place, ledger_id=ledger_id)
         yield connection
     finally:
-        thread.submit(reader.close)  # before the writer, which may write the main file then
+        # One after the other: the last that closes copies SQLite's log into the file, and only then the log goes.
+        await asyncio.wait({asyncio.wrap_future(thread.submit(reader.close))}, timeout=READ_DEADLINE_S)
         thread.shutdown(wait=False)
         await committer.close()
 

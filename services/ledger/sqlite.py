@@ -13,7 +13,7 @@ from services.errors import LedgerRefused, LedgerUnavailable
 from services.ledger.committer import Row, Transaction
 from services.ledger.dialect import Dialect, render
 from services.ledger.identity import Seen
-from services.ledger.sqlite_files import OpenFiles, Record, RecordFile, lock_path, look
+from services.ledger.sqlite_files import OpenFiles, Record, RecordFile, lock_path, look, look_at_main_file
 
 NOW_MS = "CAST(ROUND((julianday('now') - 2440587.5) * 86400000) AS INTEGER)"
 
@@ -64,6 +64,7 @@ class SqliteDriver:
             self._lock = os.open(lock_path(path), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             opened.callback(os.close, self._lock)
             with lock_held(self._lock):
+                _require_right_file(path, seen)
                 self._connection = opened.enter_context(contextlib.closing(connect(path, WRITER_PRAGMAS)))
                 seen.check(look(self._connection), seen.mark)
                 self._files = OpenFiles(path, seen)
@@ -101,7 +102,7 @@ class SqliteDriver:
             if self._files.log_is_gone:
                 # Whoever starts later would not find what stands only there.
                 self._connection.execute("PRAGMA wal_checkpoint(FULL)")
-            refuse_without(lost, self._seen)
+            _refuse_without(lost, self._seen)
         if self._files.main_has_changed and (fault := self._files.main_fault()):
             self._was_wrong = True
             # The last connection that closes copies the log into that file. The next start must know it.
@@ -152,8 +153,9 @@ class SqliteReader:
         with contextlib.ExitStack() as opened:
             lock = os.open(lock_path(self._path), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             opened.callback(os.close, lock)
+            _require_right_file(self._path, self._seen)
             connection = opened.enter_context(contextlib.closing(connect(self._path, _READER_PRAGMAS)))
-            look(connection)
+            self._seen.check(look(connection), self._seen.main_mark)
             self._opened = connection, OpenFiles(self._path, self._seen), lock
             opened.pop_all()
         return self._opened
@@ -162,7 +164,7 @@ class SqliteReader:
         fault = files.main_moved()
         if fault is None:
             if lost := files.lost():
-                refuse_without(lost, self._seen)
+                _refuse_without(lost, self._seen)
             if files.main_has_changed:
                 # Where somebody writes just now, the next read looks: this one must not wait for a writer.
                 with contextlib.suppress(BlockingIOError), lock_held(lock, fcntl.LOCK_SH | fcntl.LOCK_NB):
@@ -182,7 +184,14 @@ class SqliteReader:
             os.close(lock)
 
 
-def refuse_without(lost: Path, seen: Seen) -> NoReturn:
+def _require_right_file(path: Path, seen: Seen) -> None:
+    """Raise `LedgerUnavailable` where another file lies there: opened, it would be given the right one's log."""
+    if not path.exists():
+        seen.refuse("is gone")
+    seen.check(look_at_main_file(path), seen.main_mark)
+
+
+def _refuse_without(lost: Path, seen: Seen) -> NoReturn:
     """Raise `LedgerUnavailable` for a side file of SQLite's that was deleted or replaced while it is in use."""
     seen.refuse(f"has lost {lost.name}, which services use", "put it back, or stop all services and start them again")
 

@@ -6,10 +6,10 @@ import sqlite3
 from dataclasses import dataclass
 from pathlib import Path
 
-from services.ledger.identity import NAME, Seen, Sight
+from services.ledger.identity import Seen, Sight
 
 _LOOK = (
-    f"SELECT (SELECT value FROM meta WHERE name = '{NAME}'), "  # noqa: S608 (a constant)
+    "SELECT (SELECT value FROM meta WHERE name = 'ledger_id'), "
     "coalesce((SELECT seq FROM sqlite_sequence WHERE name = 'transition'), 0)"
 )
 

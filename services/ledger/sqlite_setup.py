@@ -7,6 +7,7 @@ import sqlite3
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 from services.errors import Misconfigured
 from services.ledger import schema
@@ -25,6 +26,7 @@ from services.ledger.sqlite_files import (
 )
 
 LOCK_POLL_S = 0.05
+_IS_ANOTHER = "is another ledger than the one that services used here"
 _PRAGMAS = ("PRAGMA journal_mode = WAL", *WRITER_PRAGMAS)
 
 
@@ -100,11 +102,14 @@ def inspect(path: Path) -> Inside | None:
             f"{SETTING}: {path} has lost {log.name}, which services use or used: put it back, or stop all services, "
             f"delete {index.name} where it is still there then, and start them"
         )
+    if record is not None:
+        # Alone first: with the log of another ledger it makes no sense.
+        _refuse_other_main_file(path, record)
     inside = _look_inside(path, has_log=has_log)
     if inside is None and has_record:
         _refuse_gone(path, record_path(path))
     if inside is not None and record is not None:
-        _refuse_other_ledger(path, record, inside.sight, look_at_main_file(path))
+        _refuse_other_content(path, record, inside.sight)
     return inside
 
 
@@ -126,27 +131,36 @@ def _look_inside(path: Path, *, has_log: bool) -> Inside | None:
         return Inside(version[0], look(connection)) if version else Inside(None, Sight(None, 0))
 
 
-def _refuse_gone(path: Path, witness: Path) -> None:
+def _refuse_gone(path: Path, witness: Path) -> NoReturn:
     raise Misconfigured(
         f"{SETTING}: {path} is gone or empty, but {witness.name} beside it tells that a ledger was in use there: "
         f"put it back, or, to begin a new one, stop all services and delete every {path.name}* file"
     )
 
 
-def _refuse_other_ledger(path: Path, record: Record, now: Sight, main: Sight) -> None:
-    """Hold the ledger against the record of the one that lived here."""
-    ends_at, ended_at = now.mark or 0, record.mark
-    if now.ledger_id != record.ledger_id or main.ledger_id not in (None, record.ledger_id):
-        cause = "is another ledger than the one that services used here"
-    elif record.was_swapped or (main.mark or 0) < record.main_mark:
-        cause = "was overwritten while services used it"
-    elif ends_at < ended_at:
-        cause = (
+def _refuse_other_main_file(path: Path, record: Record) -> None:
+    try:
+        main = look_at_main_file(path)
+    except sqlite3.Error as error:
+        _refuse_other(path, f"was overwritten, and is no ledger any more ({error})")
+    if main.ledger_id != record.ledger_id:
+        _refuse_other(path, _IS_ANOTHER)
+    if record.was_swapped or (main.mark or 0) < record.main_mark:
+        _refuse_other(path, "was overwritten by an older or another ledger")
+
+
+def _refuse_other_content(path: Path, record: Record, now: Sight) -> None:
+    if now.ledger_id != record.ledger_id:
+        _refuse_other(path, _IS_ANOTHER)
+    if (now.mark or 0) < record.mark:
+        _refuse_other(
+            path,
             "was restored from a backup or has lost its -wal file, and lacks what services saw in it (its history ends "
-            f"at {ends_at}, and ended at {ended_at})"
+            f"at {now.mark}, and ended at {record.mark})",
         )
-    else:
-        return
+
+
+def _refuse_other(path: Path, cause: str) -> NoReturn:
     name = path.name
     raise Misconfigured(
         f"{SETTING}: {path} {cause}: put the right one back with its -wal file, or, to go on with this one, stop all "

@@ -13,6 +13,7 @@ import psutil
 import pytest
 from harness.full_disk import limited, mounted
 from harness.ledger import all_histories
+from harness.refusal import refused
 from harness.stack import Stack, readiness, started, until
 from harness.tick_trace import logged
 
@@ -107,12 +108,39 @@ def test_failure_24_while_the_ledger_is_away_nothing_is_accepted_and_all_goes_on
     for name in SERVICES:
         until(lambda name=name: readiness(stack.admin_port(name))[0] == 200, f"{name} ready again")
         said = collections.Counter(line["event"] for line in stack.said_by(name)[lines[name] :])
-        del said["request_refused"]  # one for each request that the rush sends again
+        for usual in ("request_refused", "requests_claimed"):  # one for each request or envelope
+            del said[usual]
         assert max(said.values(), default=0) < 20 + 5 * away_s, f"{name} tried again without a pause: {said}"
     stack.until_ended(request_ids)
     assert {name: stack.service(name).pid for name in SERVICES} == pids
     assert all(returned_to_queue(stack, name) == 0 for name in SERVICES)
     assert_sound(stack.data / "ledger" / "ledger.sqlite")
+
+
+def test_who_starts_while_the_ledgers_file_is_away_makes_no_other_one_and_nothing_is_lost(stack, capfd):
+    folder = stack.data / "ledger"
+    path = folder / "ledger.sqlite"
+    request_ids = stack.submit(200, energy_kwh=1, max_power_kw=11)
+
+    path.rename(folder / "gone")
+    environment = stack.service("balancer").environ()
+    settings = {name: environment[name] for name in ("EVENLOAD_AMQP_URL", "EVENLOAD_LEDGER_URL")}
+    said = refused("balancer", settings, capfd)
+    assert f"EVENLOAD_LEDGER_URL: {path} is gone or empty, but ledger.sqlite-wal beside it tells that" in said
+    assert_refused(stack)
+    for name in SERVICES:
+        _, told = until(lambda name=name: (found := readiness(stack.admin_port(name)))[0] == 503 and found, name)
+        assert f"{path} is gone: put the right one back" in told
+    assert not path.exists()
+
+    (folder / "gone").rename(path)
+    for name in SERVICES:
+        until(lambda name=name: readiness(stack.admin_port(name))[0] == 200, f"{name} ready again")
+    with closing(sqlite3.connect(path)) as database:
+        kept = {row[0] for row in database.execute("SELECT id FROM request")}
+    assert kept >= set(request_ids)
+    stack.until_ended(request_ids + stack.submit(1))
+    assert_sound(path)
 
 
 @pytest.fixture(params=[mounted, limited])
