@@ -6,6 +6,8 @@ from typing import Any
 from services.clock import monotonic_s, wall_ms
 from services.timestamps import rfc3339
 
+PASSED_OVER_S = 3.0
+"""How long after a table an older one counts as late; after that, its teller's wall clock was set back."""
 FORGET_AFTER_S = 60.0
 """A balancer that left is not told of for ever."""
 
@@ -24,6 +26,8 @@ class LoadView:
     def __init__(self) -> None:
         self._event: dict[str, Any] | None = None
         self._balancers: dict[str, Heard] = {}
+        self._heard_at_s = 0.0
+        self._age_when_heard_s = 0.0
 
     def take(self, event: dict[str, Any]) -> None:
         """Keep an event unless a newer one is there; raises `KeyError`, `TypeError`, `ValueError` for none."""
@@ -32,8 +36,12 @@ class LoadView:
             raise TypeError("substations must be a list of objects")
         rfc3339(as_of_ms)  # a time that cannot be told is refused here, not at the next question
         self._note(str(event["source"]), event.get("causes", []))
-        if self._event is None or as_of_ms >= self._event["as_of_ms"]:
-            self._event = {"as_of_ms": as_of_ms, "balancer": str(event["source"]), "substations": items}
+        now_s = monotonic_s()
+        is_late = self._event is not None and as_of_ms < self._event["as_of_ms"]
+        if is_late and now_s - self._heard_at_s < PASSED_OVER_S:
+            return
+        self._event = {"as_of_ms": as_of_ms, "balancer": str(event["source"]), "substations": items}
+        self._heard_at_s, self._age_when_heard_s = now_s, max(0, wall_ms() - as_of_ms) / 1000
 
     def _note(self, balancer: str, causes: object) -> None:
         now_s = monotonic_s()
@@ -52,7 +60,7 @@ class LoadView:
             return {"as_of": None, "age_s": None, "balancer": None, "items": []}
         return {
             "as_of": rfc3339(self._event["as_of_ms"]),
-            "age_s": round(max(0, wall_ms() - self._event["as_of_ms"]) / 1000, 3),
+            "age_s": round(self._age_when_heard_s + monotonic_s() - self._heard_at_s, 3),
             "balancer": self._event["balancer"],
             "items": self._event["substations"],
         }

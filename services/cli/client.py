@@ -29,13 +29,14 @@ class RequestRefused(EvenloadError):
     def __init__(self, status: int, detail: str) -> None:
         super().__init__(f"{detail} ({status})")
         self.status = status
+        self.detail = detail
 
 
 class Gateway:
     """One gateway; each method raises `GatewayUnusable` or `RequestRefused`."""
 
     def __init__(self, http: aiohttp.ClientSession, url: str) -> None:
-        self.http = http
+        self._http = http
         self.url = url
 
     async def load_table(self) -> dict[str, Any]:
@@ -94,7 +95,7 @@ class Gateway:
 
     async def _ask(self, method: str, path: str, **more: Any) -> dict[str, Any]:
         try:
-            async with self.http.request(method, URL(self.url + path, encoded=True), **more) as response:
+            async with self._http.request(method, URL(self.url + path, encoded=True), **more) as response:
                 status, answer = response.status, await response.json(content_type=None)
         except TimeoutError:
             raise GatewayUnusable(

@@ -1,7 +1,6 @@
 """`evenload limit` and `evenload drain`: an operator's orders, followed until the substation does as it was told."""
 
 import asyncio
-import time
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -12,7 +11,9 @@ from rich.spinner import Spinner
 from rich.text import Text
 
 from services.cli.client import Gateway, connected
+from services.cli.following import AWAY, Patience
 from services.cli.output import make_console, plain, print_json
+from services.clock import monotonic_s
 from services.errors import EvenloadError
 
 POLL_S = 0.25
@@ -68,16 +69,18 @@ async def _run(
 async def _follow(
     gateway: Gateway, substation: str, is_done: Callable[[Mapping[str, Any]], bool], within_s: float, console: Console
 ) -> dict[str, Any]:
-    give_up_at = time.monotonic() + within_s
+    """Ask until the order is carried out; a gateway that is away meanwhile changes nothing of an order that stands."""
+    give_up_at_s = monotonic_s() + within_s
+    patience = Patience()
     spinner = Spinner("dots", Text("waiting until it is applied"))
     with Live(spinner, console=console, transient=True, refresh_per_second=8, auto_refresh=console.is_terminal):
         while True:
-            told = await gateway.substation(substation)
-            if is_done(told):
+            told = await patience.hear(gateway.substation(substation))
+            if told is not None and is_done(told):
                 return told
-            line = _progress(told)
+            line = AWAY if told is None else _progress(told)
             spinner.update(text=Text(line))
-            if time.monotonic() > give_up_at:
+            if monotonic_s() > give_up_at_s:
                 raise NotDoneInTime(f"the order stands, but not within {within_s:g} s: {line}")
             await asyncio.sleep(POLL_S)
 

@@ -1,7 +1,6 @@
 """`evenload submit`: one charge request, followed to its end where that is wanted."""
 
 import asyncio
-import time
 import uuid
 from typing import Any
 
@@ -10,14 +9,13 @@ from rich.live import Live
 from rich.spinner import Spinner
 from rich.text import Text
 
-from services.cli.client import ENDED, Gateway, GatewayUnusable, RequestRefused, connected
+from services.cli.client import ENDED, Gateway, connected
+from services.cli.following import AWAY, Patience
 from services.cli.output import make_console, plain, print_json
 from services.cli.requests_shown import energy, request_page, seconds, state
 from services.errors import Misconfigured
 
 POLL_S = 0.5
-AWAY_MAX_S = 60.0
-"""How long a gateway may be away while a request is followed: long enough for a restart."""
 
 
 def run(url: str, body: dict[str, Any], key: str | None, *, wait: bool, as_json: bool) -> int:
@@ -58,21 +56,15 @@ def _tell(console: Console, request_id: str, status: str, vehicle_id: str, where
 
 async def _follow(gateway: Gateway, request_id: str, console: Console) -> dict[str, Any]:
     """Ask until the request has ended; raises `GatewayUnusable` where the gateway stays away."""
-    answered_at = time.monotonic()
+    patience = Patience()
     said = ""
     spinner = Spinner("dots", Text("waiting for its first news"))
     with Live(spinner, console=console, transient=True, refresh_per_second=8, auto_refresh=console.is_terminal) as live:
         while True:
-            try:
-                one = await gateway.request(request_id)
-            except (GatewayUnusable, RequestRefused) as error:
-                if isinstance(error, RequestRefused) and error.status < 500:
-                    raise
-                if time.monotonic() - answered_at > AWAY_MAX_S:
-                    raise
-                spinner.update(text=Text("the gateway is away; asking again", "red"))
+            one = await patience.hear(gateway.request(request_id))
+            if one is None:
+                spinner.update(text=Text(AWAY, "red"))
             else:
-                answered_at = time.monotonic()
                 line = _news(one)
                 spinner.update(text=line)
                 changed = f"{one['status']} {one['substation']}"

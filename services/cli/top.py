@@ -10,6 +10,7 @@ from services.cli.client import Gateway, GatewayUnusable, connected
 from services.cli.output import make_console, print_json
 from services.cli.top_frame import frame
 from services.cli.watching import Change, Watch
+from services.clock import monotonic_s
 from services.errors import EvenloadError
 
 EVERY_S = 1.0
@@ -70,7 +71,7 @@ async def _look(gateway: Gateway, watch: Watch) -> list[Change]:
             table, newest = await asyncio.gather(gateway.load_table(), gateway.requests(limit=NEWEST))
     except TimeoutError:
         raise GatewayUnusable(f"the gateway at {gateway.url} does not answer") from None
-    return watch.take(table, newest, time.time())
+    return watch.take(table, newest, monotonic_s())
 
 
 def _object(watch: Watch, changed: list[Change]) -> dict[str, Any]:

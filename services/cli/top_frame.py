@@ -13,6 +13,7 @@ from services.cli.requests_shown import clock, state
 from services.cli.status import counts_line
 from services.cli.substations import bays, in_flight, level, power, reading, share, told
 from services.cli.watching import Watch
+from services.clock import monotonic_s
 
 ROWS_BESIDE = 11
 """Lines of a frame that are neither substations nor changes."""
@@ -88,7 +89,7 @@ def _changes(watch: Watch, rows: int) -> RenderableType:
     for change in list(watch.changes)[:rows]:
         way = Text() if change.before is None else text(change.before, "dim").append(" → ", "dim")
         table.add_row(
-            time.strftime("%H:%M:%S", time.localtime(change.seen_at_s)),
+            time.strftime("%H:%M:%S", time.localtime(time.time() - (monotonic_s() - change.seen_at_s))),
             text(change.request_id[:8]),
             text(change.vehicle_id),
             way + state(change.status),

@@ -14,7 +14,7 @@ _COUNTED_ANEW_S = 0.5
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """A request that was seen in another state than before; `seen_at_s` is when, not when it happened."""
+    """A request that was seen in another state than before; `seen_at_s` is when, on the monotonic clock."""
 
     seen_at_s: float
     request_id: str
@@ -36,7 +36,10 @@ class Watch:
     _states: dict[str, str] | None = None
 
     def take(self, table: Mapping[str, Any], newest: Sequence[Mapping[str, Any]], now_s: float) -> list[Change]:
-        """Take in a load table and the newest requests, as of `now_s`; returns what has changed since the last time."""
+        """Take in a load table and the newest requests; returns what has changed since the last time.
+
+        `now_s` is of a clock that is never set, or the rates would stand still after a step back.
+        """
         self.table, self.newest = table, newest
         self._count(now_s)
         states = {str(one.get("request_id")): str(one["status"]) for one in newest}

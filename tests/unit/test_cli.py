@@ -9,6 +9,7 @@ from harness.fake_gateway import NO_ANSWER, fake_gateway, line, load_table, prob
 from typer.testing import CliRunner
 
 from services.cli.main import app
+from services.cli.rush import TRIES
 from services.local.ports import free_ports
 
 
@@ -356,7 +357,7 @@ def test_a_request_of_a_rush_that_had_no_answer_is_sent_again_under_the_same_key
 
 
 def test_a_request_of_a_rush_that_never_had_an_answer_is_not_called_refused(gateway, monkeypatch):
-    monkeypatch.setattr("services.cli.rush.TRY_AGAIN_AFTER_S", 0.01)
+    monkeypatch.setattr("services.cli.rush.TRY_AGAIN_AFTER_S", 0.001)
     gateway.answers["POST", "/charge-requests"] = NO_ANSWER
     told = run(gateway, "rush", "--requests", "2", "--over", "0", "--json")
 
@@ -365,5 +366,5 @@ def test_a_request_of_a_rush_that_never_had_an_answer_is_not_called_refused(gate
     assert sum(summary["no_answer"].values()) == 2
     assert any("had no answer, and may be accepted or not" in said for said in summary["verdict"])
     keys = [headers["Idempotency-Key"] for method, _, headers, _ in gateway.asked if method == "POST"]
-    assert len(keys) == 2 * 3
+    assert len(keys) == 2 * TRIES
     assert len(set(keys)) == 2
