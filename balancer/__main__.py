@@ -1,5 +1,9 @@
-"""`python -m balancer`."""
+"""`python -m balancer`: hears signals before the imports that take long."""
 
-from balancer.service import main
+from services import signals
+
+signals.leave_at_once()
+
+from balancer.service import main  # noqa: E402
 
 main()

@@ -1,5 +1,9 @@
-"""`python -m gateway`."""
+"""`python -m gateway`: hears signals before the imports that take long."""
 
-from gateway.service import main
+from services import signals
+
+signals.leave_at_once()
+
+from gateway.service import main  # noqa: E402
 
 main()

@@ -1,19 +1,22 @@
 """The life of a service: settings, ready, work, drain, exit code.
 
-Exit codes: 0 drained after a signal, 1 crashed, 2 misconfigured (one line on standard error says how).
+Exit codes: 0 drained after a signal, or left before it was ready; 1 crashed; 2 misconfigured (one line on standard
+error says how).
 """
 
 import asyncio
 import contextlib
 import os
+import resource
 import signal
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from dataclasses import dataclass, field
 from typing import Any, NoReturn, TypeVar
 
 from prometheus_client import CollectorRegistry
 
+from services import signals, streams
 from services.admin import AdminServer
 from services.errors import Misconfigured
 from services.logs import configure_logs, get_logger, name_logs
@@ -23,6 +26,8 @@ from services.settings import CommonSettings, Settings, load_for_service
 log = get_logger(__name__)
 
 DRAIN_DEADLINE_S = 7.0
+FILES_MAX = 65_536
+"""Open files that a service asks for, where its hard limit lets it."""
 OwnSettings = TypeVar("OwnSettings", bound=Settings)
 Outcome = TypeVar("Outcome")
 
@@ -85,7 +90,9 @@ class Life:
         return None if happened.cancelled() else await happened
 
     async def serve_until_stopped(self) -> None:
-        """Be ready until a signal comes; raises what a background coroutine raised."""
+        """Be ready until a signal comes, unless it has come; raises what a background coroutine raised."""
+        if self.stopping.is_set():
+            return
         self.admin.ready = self.has_served = True
         log.info("service_ready", admin_url=self.admin.url)
         stopped = asyncio.create_task(self.stopping.wait())
@@ -107,6 +114,8 @@ Serve = Callable[[Life, OwnSettings], Awaitable[None]]
 
 def run(service: str, own_type: type[OwnSettings], serve: Serve[OwnSettings]) -> NoReturn:
     """Run a service until it is told to stop, and leave the process with its exit code."""
+    streams.prepare()
+    _raise_file_limit()
     try:
         common, own = load_for_service(own_type)
     except Misconfigured as error:
@@ -128,7 +137,7 @@ def _say(line: str) -> None:
 
 
 def _leave(code: int) -> NoReturn:
-    """Exit with `code`, also where the disk under the output is full: the interpreter would make a code of its own."""
+    """Exit with `code`, also where the disk of the output is full, or its reader gone: Python would choose another."""
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
@@ -137,12 +146,24 @@ def _leave(code: int) -> NoReturn:
     sys.exit(code)
 
 
+def _raise_file_limit() -> None:
+    """A connection takes a file descriptor, and the soft limit is made for programs that know no more than 1024."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = FILES_MAX if hard == resource.RLIM_INFINITY else min(hard, FILES_MAX)
+    if soft != resource.RLIM_INFINITY and soft < most:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+
+
 async def _live(
     service: str, instance: str, common: CommonSettings, own: OwnSettings, serve: Serve[OwnSettings]
 ) -> int:
     registry = CollectorRegistry()
     life = Life(service, instance, common, ServiceMetrics(service, registry), AdminServer(registry))
-    _stop_on_signals(life.stopping)
+    with told_of_signals(life.stopping.set):
+        return await _until_over(life, own, serve)
+
+
+async def _until_over(life: Life, own: OwnSettings, serve: Serve[OwnSettings]) -> int:
     working = asyncio.create_task(_serve(life, own, serve))
     stopped = asyncio.create_task(life.stopping.wait())
     await asyncio.wait({working, stopped}, return_when=asyncio.FIRST_COMPLETED)
@@ -154,11 +175,15 @@ async def _live(
         log.warning("drain_cut_short", deadline_s=deadline_s)
         working.cancel()
         await asyncio.wait({working}, timeout=1.0)
+    name_logs(life.service, life.instance)
+    if life.stopping.is_set() and not life.has_served:
+        # There was nothing to drain, whatever it was waiting for.
+        error = working.exception() if working.done() and not working.cancelled() else None
+        log.info("service_left_before_it_was_ready", cause=None if error is None else repr(error))
+        return 0
     if not working.done() or working.cancelled():
-        # Before it served there was nothing to drain; after that, this is no orderly end.
-        return 1 if life.has_served else 0
-    name_logs(service, life.instance)
-    return _exit_code(service, working)
+        return 1  # what was not drained in time is no orderly end
+    return _exit_code(life.service, working)
 
 
 async def _serve(life: Life, own: OwnSettings, serve: Serve[OwnSettings]) -> None:
@@ -182,7 +207,30 @@ def _exit_code(service: str, working: asyncio.Task[None]) -> int:
     return 1
 
 
-def _stop_on_signals(stopping: asyncio.Event) -> None:
+@contextlib.contextmanager
+def told_of_signals(stop: Callable[[], object]) -> Iterator[None]:
+    """Let the running loop call `stop` for each signal while the block runs, and ignore signals after it.
+
+    The loop's own handlers would not do: it removes them when it is closed, and a second, late signal would then be
+    what ends the process.
+    """
     loop = asyncio.get_running_loop()
-    for signum in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(signum, stopping.set)
+    hears, tells = os.pipe()
+
+    def hear() -> None:
+        os.read(hears, 4096)
+        stop()
+
+    for end in (hears, tells):
+        os.set_blocking(end, False)
+    loop.add_reader(hears, hear)
+    before = signal.set_wakeup_fd(tells, warn_on_full_buffer=False)
+    signals.handle(lambda _signum, _frame: None)
+    try:
+        yield
+    finally:
+        signals.handle(signal.SIG_IGN)
+        signal.set_wakeup_fd(before)
+        loop.remove_reader(hears)
+        for end in (hears, tells):
+            os.close(end)

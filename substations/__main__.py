@@ -1,5 +1,9 @@
-"""`python -m substations`."""
+"""`python -m substations`: hears signals before the imports that take long."""
 
-from substations.service import main
+from services import signals
+
+signals.leave_at_once()
+
+from substations.service import main  # noqa: E402
 
 main()

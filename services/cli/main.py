@@ -1,12 +1,11 @@
 """`evenload`: the table of its commands; what a command needs is imported when it is called."""
 
-import io
 import re
-import sys
 from typing import Annotated, Literal
 
 import typer
 
+from services import streams
 from services.cli.options import Json, OneSubstation, Substation, Url, gateway_url
 from services.cli.output import leave_with
 
@@ -233,12 +232,6 @@ def doctor(url: Url = "", as_json: Json = False) -> None:
 
 
 def main() -> None:
-    """Entry point of the `evenload` command."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")  # an old locale must not end a rush at a "÷"
+    """Parse the command line and do as it says; called by `services.cli.__main__`."""
+    streams.prepare()
     app()
-
-
-if __name__ == "__main__":
-    main()

@@ -9,10 +9,10 @@ from rich.console import Console
 from rich.text import Text
 
 from services.errors import EvenloadError, Misconfigured
+from services.signals import EXIT_INTERRUPTED
 
 EXIT_FAILED = 1
 EXIT_MISCONFIGURED = 2
-EXIT_INTERRUPTED = 130
 PLAIN_WIDTH = 110
 WIDE = 100
 """Columns from which there is room for what one can do without."""
@@ -33,8 +33,11 @@ def make_console(*, stderr: bool = False) -> Console:
 
 
 def print_json(value: Any) -> None:
-    """One JSON value on one line of standard output, at once."""
-    print(json.dumps(value, ensure_ascii=False), flush=True)  # noqa: T201
+    """One JSON value on one line of standard output, at once.
+
+    It is all ASCII, so that it is the same on every stream, and steers no terminal.
+    """
+    print(json.dumps(value).replace("\x7f", "\\u007f"), flush=True)  # noqa: T201
 
 
 def plain(value: object) -> str:

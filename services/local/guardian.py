@@ -6,8 +6,6 @@ The supervisor holds the other end of this process's standard input, and the ker
 import signal
 import sys
 
-from services.local import leftovers
-
 GRACE_S = 8.0
 
 
@@ -15,6 +13,8 @@ def main() -> None:
     """Wait for the end of standard input, then end whatever of the run is left."""
     for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(signum, signal.SIG_IGN)
+    from services.local import leftovers  # takes long, and a signal must not end the guardian meanwhile
+
     print("watching", flush=True)  # noqa: T201 (the supervisor waits for it)
     sys.stdin.buffer.read()
     leftovers.end(leftovers.of_run(sys.argv[1]), GRACE_S)

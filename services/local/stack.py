@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import fcntl
 import os
-import signal
 import socket
 import sys
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
@@ -17,6 +16,7 @@ import aiohttp
 from services.admin import port_taken
 from services.errors import Misconfigured
 from services.ledger.sqlite_files import lock_path
+from services.lifecycle import told_of_signals
 from services.local import leftovers
 from services.local.first_look import until_seen
 from services.local.plan import Plan, cache_dir, make_plan
@@ -75,9 +75,11 @@ def up(settings: LocalSettings, say: Say, announce: Announce, first_rush: FirstR
 
 async def _run(plan: Plan, say: Say, announce: Announce, first_rush: FirstRush) -> int:
     stopping = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        loop.add_signal_handler(signum, stopping.set)
+    with told_of_signals(stopping.set):
+        return await _until_told(stopping, plan, say, announce, first_rush)
+
+
+async def _until_told(stopping: asyncio.Event, plan: Plan, say: Say, announce: Announce, first_rush: FirstRush) -> int:
     working = asyncio.create_task(_work(plan, say, announce, first_rush))
     stopped = asyncio.create_task(stopping.wait())
     await asyncio.wait({working, stopped}, return_when=asyncio.FIRST_COMPLETED)

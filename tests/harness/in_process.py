@@ -15,6 +15,7 @@ import pytest
 import structlog
 
 from services.settings import PREFIX
+from services.signals import STOPS
 
 TIDY_WITHIN_S = 10
 
@@ -31,7 +32,7 @@ class Ended:
 def run_to_end(main: Callable[[], None], settings: Mapping[str, str], capfd: pytest.CaptureFixture[str]) -> Ended:
     """Run `main` with these `EVENLOAD_…` variables and no others until it exits."""
     capfd.readouterr()
-    with pytest.MonkeyPatch.context() as patch, _logging_restored(), _nothing_left():
+    with pytest.MonkeyPatch.context() as patch, _logging_restored(), _signals_restored(), _nothing_left():
         for name in [one for one in os.environ if one.startswith(PREFIX)]:
             patch.delenv(name)
         for name, value in settings.items():
@@ -58,8 +59,19 @@ def _logging_restored() -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def _signals_restored() -> Iterator[None]:
+    """A program ignores signals at its end, and a test must not."""
+    before = {signum: signal.getsignal(signum) for signum in STOPS}
+    try:
+        yield
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
+
+
+@contextlib.contextmanager
 def _nothing_left() -> Iterator[None]:
-    """Fail where the block leaves a thread, an open file, a socket or a signal handler behind."""
+    """Fail where the block leaves a thread, an open file or a socket behind."""
     before = _held()
     yield
     give_up_at = time.monotonic() + TIDY_WITHIN_S
@@ -69,8 +81,7 @@ def _nothing_left() -> Iterator[None]:
 
 
 def _held() -> set[tuple[str, object]]:
-    handlers = {(str(one), signal.getsignal(one)) for one in signal.valid_signals()}
-    return handlers | {("thread", one) for one in threading.enumerate()} | set(_open_files())
+    return {("thread", one) for one in threading.enumerate()} | set(_open_files())
 
 
 def _open_files() -> Iterator[tuple[str, object]]:

@@ -85,3 +85,17 @@ def test_a_service_that_finds_itself_misconfigured_exits_with_2_and_says_it_in_o
 
     assert (told.code, told.errors) == (2, "gateway: EVENLOAD_GRID: wrong\n")
     assert "service_misconfigured" in told.output
+
+
+def test_a_service_that_a_signal_reaches_just_before_it_is_ready_never_is_and_exits_with_0(ended):
+    async def serve(life, _settings):
+        os.kill(os.getpid(), signal.SIGTERM)
+        await life.stopping.wait()
+        await life.serve_until_stopped()
+        await asyncio.Event().wait()  # whatever hangs then is nothing that a client waits for
+
+    told = ended(serve)
+
+    assert (told.code, told.errors) == (0, "")
+    assert "service_ready" not in told.output
+    assert "service_left_before_it_was_ready" in told.output

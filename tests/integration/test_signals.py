@@ -1,0 +1,148 @@
+"""A signal ends a service with exit code 0 at any moment of its life, and never with a trace."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from services.local.stack import PYTHON_MODULE
+from services.settings import PREFIX
+from services.signals import STOPS
+
+ENDS_WITHIN_S = 60
+SERVICES = ("gateway", "balancer", "substations")
+COMMAND = (sys.executable, "-m", "services.cli")
+NO_BROKER = "amqp://user:word@127.0.0.1:1/evenload"
+
+
+@contextmanager
+def started(argv: tuple[str, ...], folder, *, blocked=False, **settings: str) -> Iterator[subprocess.Popen[str]]:
+    """A process whose output and errors are one pipe; `blocked`: it gets no signal until it lets them through."""
+    others = {name: value for name, value in os.environ.items() if not name.startswith(PREFIX)}
+    ledger_url = f"sqlite:///{folder / 'ledger.sqlite'}"
+    given = {"EVENLOAD_LEDGER_URL": ledger_url, "EVENLOAD_AMQP_URL": NO_BROKER, "EVENLOAD_DATA_DIR": str(folder)}
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPS if blocked else ())
+    try:
+        process = subprocess.Popen(
+            argv, env={**others, **given, "EVENLOAD_LOG_FORMAT": "json", **settings}, stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
+        )  # fmt: skip
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    with process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def read_until(process: subprocess.Popen[str], word: str) -> str:
+    """What it says until a line has the word in it."""
+    said = ""
+    for line in process.stdout:
+        said += line
+        if word in line:
+            return said
+    raise AssertionError(f"never said {word!r}: {said}")
+
+
+def end(process: subprocess.Popen[str]) -> tuple[int, str]:
+    """Exit code, and what it said from now on."""
+    rest = process.stdout.read()
+    return process.wait(ENDS_WITHIN_S), rest
+
+
+@pytest.mark.parametrize("argv", [*((*PYTHON_MODULE, one) for one in SERVICES), (*COMMAND, "up")], ids=lambda a: a[-1])
+@pytest.mark.parametrize("signum", STOPS, ids=lambda one: one.name)
+def test_a_signal_that_comes_as_soon_as_the_process_exists_is_heard(argv, signum, tmp_path):
+    with started(argv, tmp_path, blocked=True) as process:
+        process.send_signal(signum)
+
+        assert end(process) == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("service", "imported"),
+    [
+        *((one, "services.signals") for one in SERVICES),
+        *(("gateway", one) for one in ("typing", "asyncio.events", "pydantic", "aiohttp.web", "gateway.service")),
+        ("balancer", "structlog"),
+        ("balancer", "balancer.service"),
+        ("substations", "services.settings"),
+        ("substations", "substations.service"),
+    ],
+)
+def test_a_signal_that_comes_during_the_imports_ends_a_service_with_0(service, imported, tmp_path):
+    argv = (sys.executable, "-X", "importtime", *PYTHON_MODULE[1:], service)
+    # Blocked, because the line about the module is there an instant before the line that follows its import is run.
+    with started(argv, tmp_path, blocked=imported == "services.signals") as process:
+        read_until(process, f" {imported}\n")
+        process.send_signal(signal.SIGTERM)
+        code, rest = end(process)
+
+    assert code == 0
+    assert all(line.startswith("import time:") for line in rest.splitlines())
+
+
+@pytest.mark.parametrize("imported", ["typer", "services.cli.up", "services.local.stack"])
+def test_a_signal_that_comes_while_the_stack_is_imported_ends_it_with_0(imported, tmp_path):
+    with started((sys.executable, "-X", "importtime", *COMMAND[1:], "up"), tmp_path) as process:
+        read_until(process, f" {imported}\n")
+        process.send_signal(signal.SIGINT)
+        code, rest = end(process)
+
+    assert code == 0
+    assert all(line.startswith("import time:") for line in rest.splitlines())
+
+
+def test_ctrl_c_while_a_command_is_imported_makes_no_trace(tmp_path):
+    with started((sys.executable, "-X", "importtime", *COMMAND[1:], "status"), tmp_path) as process:
+        read_until(process, " typing\n")
+        process.send_signal(signal.SIGINT)
+        code, rest = end(process)
+
+    assert code == 130
+    assert all(line.startswith("import time:") for line in rest.splitlines())
+
+
+@pytest.mark.parametrize("service", ["balancer", "substations"])
+def test_a_signal_that_comes_during_the_wait_for_the_broker_ends_a_service_with_0(service, tmp_path):
+    with started((*PYTHON_MODULE, service), tmp_path) as process:
+        said = read_until(process, "broker_awaited")
+        process.send_signal(signal.SIGTERM)
+        code, rest = end(process)
+
+    assert code == 0, said + rest
+    assert "service_left_before_it_was_ready" in rest
+    assert "Traceback" not in said + rest
+
+
+def test_a_service_that_nohup_started_outlives_its_terminal(tmp_path):
+    with started(("nohup", *PYTHON_MODULE, "balancer"), tmp_path) as process:
+        read_until(process, "broker_awaited")
+        process.send_signal(signal.SIGHUP)
+        read_until(process, "broker_awaited")
+        process.send_signal(signal.SIGTERM)
+
+        assert end(process)[0] == 0
+
+
+@pytest.mark.parametrize("signum", STOPS, ids=lambda one: one.name)
+def test_signals_that_come_while_a_service_drains_and_after_it_change_no_exit_code(vhost, signum, tmp_path, port):
+    gateway = {"EVENLOAD_AMQP_URL": vhost.amqp_url("gateway"), "EVENLOAD_GATEWAY_PORT": str(port)}
+    with started((*PYTHON_MODULE, "gateway"), tmp_path, **gateway) as process:
+        read_until(process, "service_ready")
+        process.send_signal(signum)
+        read_until(process, "drain_started")
+        process.send_signal(signum)
+        said = read_until(process, "service_drained")
+        # The process is about to end: until it has, each moment is one at which a second signal may come.
+        while process.poll() is None:
+            process.send_signal(signum)
+        code, rest = end(process)
+
+    assert (code, "Traceback" in said + rest) == (0, False)
