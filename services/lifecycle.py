@@ -18,6 +18,7 @@ from prometheus_client import CollectorRegistry
 
 from services import signals, streams
 from services.admin import AdminServer
+from services.clock import monotonic_s
 from services.errors import Misconfigured
 from services.logs import configure_logs, get_logger, name_logs
 from services.metrics import ServiceMetrics
@@ -26,6 +27,8 @@ from services.settings import CommonSettings, Settings, load_for_service
 log = get_logger(__name__)
 
 DRAIN_DEADLINE_S = 7.0
+ACCEPT_FAULT_S = 10.0
+"""How long a service is unready after a connection could not be accepted."""
 FILES_MAX = 65_536
 """Open files that a service asks for, where its hard limit lets it."""
 OwnSettings = TypeVar("OwnSettings", bound=Settings)
@@ -43,6 +46,8 @@ class Life:
     admin: AdminServer
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
     has_served: bool = False
+    _accept_failed_at_s: float | None = None
+    _accept_cause: str = ""
     _over: asyncio.Event = field(default_factory=asyncio.Event)
     _crash: asyncio.Future[None] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
 
@@ -72,6 +77,24 @@ class Life:
         """Go by another name from now on: one that was not known at the start."""
         self.instance = instance
         name_logs(self.service, instance)
+
+    def note_loop_fault(self, _loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        """What the event loop cannot tell anybody else: a line each, where the loop itself would write traces."""
+        error, port = context.get("exception"), context.get("socket")
+        if port is not None and isinstance(error, OSError):
+            self._accept_failed_at_s, self._accept_cause = monotonic_s(), error.strerror or str(error)
+            limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+            log.warning(
+                "connection_not_accepted", port=port.getsockname()[1], files_max=limit, cause=self._accept_cause
+            )
+        else:
+            log.error("loop_callback_failed", cause=context.get("message"), exc_info=error)
+
+    def accept_fault(self) -> str | None:
+        """Why connections were not accepted lately; None while all is well."""
+        if self._accept_failed_at_s is None or monotonic_s() - self._accept_failed_at_s > ACCEPT_FAULT_S:
+            return None
+        return f"connections cannot be accepted: {self._accept_cause}"
 
     async def wait_for(self, work: Coroutine[Any, Any, Outcome]) -> Outcome | None:
         """What `work` returns; None where a signal came first. Raises what it raised, or the background did."""
@@ -159,6 +182,8 @@ async def _live(
 ) -> int:
     registry = CollectorRegistry()
     life = Life(service, instance, common, ServiceMetrics(service, registry), AdminServer(registry))
+    asyncio.get_running_loop().set_exception_handler(life.note_loop_fault)
+    life.admin.faults.append(life.accept_fault)
     with told_of_signals(life.stopping.set):
         return await _until_over(life, own, serve)
 

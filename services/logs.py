@@ -3,13 +3,20 @@
 import logging
 import re
 import sys
-from typing import Literal
+from collections.abc import Callable
+from typing import Literal, TextIO
 
 import structlog
 from structlog.typing import EventDict, Processor, WrappedLogger
 
+from services.log_limit import INFO_MAX, LogLimit
+
 LogFormat = Literal["auto", "json", "console"]
 
+AUDIT = frozenset({"promise_broken"})
+"""Events of which every line is evidence: none is left out."""
+_PLACES = ("substation", "queue", "address", "connection", "port")
+"""Fields that make a line another kind: a fault in one place must not hide the same one in another."""
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 _LONGEST_FIELD = 2_000
 
@@ -23,8 +30,48 @@ def _escape_and_cut(_logger: WrappedLogger, _name: str, event: EventDict) -> Eve
     return event
 
 
+class _Lines(logging.StreamHandler[TextIO]):
+    """Writes lines; one that cannot be written is lost, and so is the complaint that `logging` would write instead."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 (the library's name)
+        """A full disk, or a reader that has gone, must not become a trace for each line."""
+        if not isinstance(sys.exc_info()[1], OSError):
+            super().handleError(record)
+
+
+def _limited(limit: LogLimit) -> Processor:
+    """Leaves out lines of ours that come again and again; the next of the kind tells how many in `suppressed`."""
+
+    def admit(logger: logging.Logger, level: str, event: EventDict) -> EventDict:
+        if event["event"] in AUDIT:
+            return event
+        error = event.get("exc_info")
+        kind = (logger.name, event["event"], type(error), *(str(event.get(place)) for place in _PLACES))
+        suppressed = limit.admit(kind, INFO_MAX if level in ("debug", "info") else 1)
+        if suppressed is None:
+            raise structlog.DropEvent
+        return {**event, "suppressed": suppressed} if suppressed else event
+
+    return admit
+
+
+def _limited_foreign(limit: LogLimit) -> Callable[[logging.LogRecord], bool]:
+    """The same for lines of libraries, which come as templates with arguments."""
+
+    def admit(record: logging.LogRecord) -> bool:
+        if isinstance(record.msg, dict):
+            return True  # a line of ours, which has been looked at
+        kind = (record.name, str(record.msg)[:80], record.exc_info and record.exc_info[0])
+        suppressed = limit.admit(kind, INFO_MAX if record.levelno < logging.WARNING else 1)
+        if suppressed:
+            record.msg = f"{record.msg} ({suppressed} lines like it were left out)"
+        return suppressed is not None
+
+    return admit
+
+
 def configure_logs(service: str, instance: str, level: str, log_format: LogFormat) -> None:
-    """Send every log line of this process, ours and the libraries', to standard output.
+    """Send the log lines of this process, ours and the libraries', to standard output, without floods (`LogLimit`).
 
     `auto` writes columns to a terminal and JSON anywhere else.
     """
@@ -38,7 +85,9 @@ def configure_logs(service: str, instance: str, level: str, log_format: LogForma
         _escape_and_cut,
     ]
     renderer: Processor = structlog.dev.ConsoleRenderer() if console else structlog.processors.JSONRenderer()
-    handler = logging.StreamHandler(sys.stdout)
+    limit = LogLimit()
+    handler = _Lines(sys.stdout)
+    handler.addFilter(_limited_foreign(limit))
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=[*shared],
@@ -57,6 +106,7 @@ def configure_logs(service: str, instance: str, level: str, log_format: LogForma
     structlog.configure(
         processors=[
             structlog.stdlib.filter_by_level,
+            _limited(limit),
             *shared,
             structlog.stdlib.ProcessorFormatter.wrap_for_formatter,
         ],

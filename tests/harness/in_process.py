@@ -32,7 +32,7 @@ class Ended:
 def run_to_end(main: Callable[[], None], settings: Mapping[str, str], capfd: pytest.CaptureFixture[str]) -> Ended:
     """Run `main` with these `EVENLOAD_…` variables and no others until it exits."""
     capfd.readouterr()
-    with pytest.MonkeyPatch.context() as patch, _logging_restored(), _signals_restored(), _nothing_left():
+    with pytest.MonkeyPatch.context() as patch, logging_restored(), _signals_restored(), _nothing_left():
         for name in [one for one in os.environ if one.startswith(PREFIX)]:
             patch.delenv(name)
         for name, value in settings.items():
@@ -43,7 +43,7 @@ def run_to_end(main: Callable[[], None], settings: Mapping[str, str], capfd: pyt
 
 
 @contextlib.contextmanager
-def _logging_restored() -> Iterator[None]:
+def logging_restored() -> Iterator[None]:
     """Let a service configure the logs of this process, and give the tests theirs back."""
     root = logging.getLogger()
     handlers = root.handlers[:]
