@@ -1,5 +1,6 @@
 """Request bodies: read strictly, checked by one model, faults named by field."""
 
+import asyncio
 import hashlib
 import re
 from datetime import MAXYEAR, UTC, datetime
@@ -10,12 +11,13 @@ from aiohttp import web
 from aiohttp.http_exceptions import ContentEncodingError, TransferEncodingError
 from pydantic import AfterValidator, AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from gateway.problems import Problem
+from gateway.problems import ClientGone, Problem
 from services.errors import InvalidMessage
 from services.ledger.records import NewRequest
 from services.messages import parse_strict_json
 
 BODY_MAX_BYTES = 16 * 1024
+BODY_WITHIN_S = 8.0
 IDEMPOTENCY_KEY = re.compile(r"[\x21-\x7e]{1,255}")
 _DATE = re.compile(r"\d{4}-\d{2}-\d{2}")
 
@@ -97,7 +99,7 @@ def read_idempotency_key(request: web.Request) -> str | None:
 
 
 async def read_json(request: web.Request) -> Any:
-    """The body as strict JSON; raises `Problem` 400, 413 or 415."""
+    """The body as strict JSON; raises as `read_body`, and `Problem` 415."""
     body = await read_body(request)
     if request.content_type != "application/json":
         raise Problem(
@@ -106,15 +108,25 @@ async def read_json(request: web.Request) -> Any:
     try:
         return parse_strict_json(body)
     except InvalidMessage as fault:
-        raise Problem(HTTPStatus.BAD_REQUEST, f"the body is {fault}") from None
+        raise Problem(HTTPStatus.BAD_REQUEST, f"the body cannot be read: {fault}") from None
 
 
 async def read_body(request: web.Request) -> bytes:
-    """The body, decoded and of bounded size; raises `Problem` 400 or 413."""
+    """The body, decoded and of bounded size; raises `Problem` 400, 408 or 413, and `ClientGone`."""
     try:
-        return await request.read()
+        async with asyncio.timeout(BODY_WITHIN_S):
+            return await request.read()
+    except TimeoutError:
+        raise Problem(
+            HTTPStatus.REQUEST_TIMEOUT, f"the body did not arrive within {BODY_WITHIN_S:g} s: send all of it at once"
+        ) from None
+    except ConnectionError:
+        raise ClientGone from None
     except (web.RequestPayloadError, ContentEncodingError, TransferEncodingError):
-        raise Problem(HTTPStatus.BAD_REQUEST, "the body is not encoded as its headers say") from None
+        raise Problem(
+            HTTPStatus.BAD_REQUEST,
+            "the body is not encoded as Content-Encoding or Transfer-Encoding says: correct the header or the body",
+        ) from None
     except web.HTTPRequestEntityTooLarge:
         raise Problem(
             HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"the body may have {BODY_MAX_BYTES} bytes at most"

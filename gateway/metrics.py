@@ -14,8 +14,8 @@ from services.logs import get_logger
 
 log = get_logger(__name__)
 
-OUTCOMES = ("200", "202", "400", "404", "405", "413", "415", "422", "500", "503")
-"""Status codes that are shown from the start, so that a rate has their first increase, too."""
+OUTCOMES = ("200", "202", "400", "404", "405", "408", "413", "415", "422", "500", "503", "client_gone")
+"""Outcomes that are shown from the start, so that a rate has their first increase, too."""
 COUNT_EVERY_S = 2.0
 ACCEPT_BUCKETS_S = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
 
@@ -26,7 +26,7 @@ class GatewayMetrics:
     def __init__(self, registry: CollectorRegistry) -> None:
         self.http_requests = Counter(
             "evenload_gateway_http_requests",
-            "HTTP requests by outcome: the status code.",
+            "HTTP requests by outcome: the status code, or client_gone where the client left before all was sent.",
             ["outcome"],
             registry=registry,
         )

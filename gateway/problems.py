@@ -20,6 +20,9 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 RETRY_AFTER_S = "2"
 REFUSED_BY_LEDGER = "urn:evenload:problem:refused-by-ledger"
 """The type of the problem that a rule of the operator's database forbids a request."""
+OUR_FAULT = "a fault of the gateway; its log tells more"
+CLIENT_GONE = "client_gone"
+"""The outcome of a request whose client left before it had sent all of it: no status, because nobody reads one."""
 
 
 class Problem(Exception):
@@ -30,6 +33,10 @@ class Problem(Exception):
         self.status = status
         self.detail = detail
         self.members = members
+
+
+class ClientGone(Exception):
+    """The client broke the connection before its request was whole: nothing was done, and nobody can be told."""
 
 
 def problem_response(status: int, detail: str, headers: dict[str, str] | None = None, **members: Any) -> web.Response:
@@ -46,7 +53,11 @@ def problem_details(metrics: GatewayMetrics) -> Middleware:
     @web.middleware
     async def answer(request: web.Request, handler: Handler) -> web.StreamResponse:
         started = time.perf_counter()
-        response = await _answer(request, handler)
+        try:
+            response = await _answer(request, handler)
+        except ClientGone:
+            metrics.http_requests.labels(CLIENT_GONE).inc()
+            return web.Response(status=HTTPStatus.BAD_REQUEST)
         metrics.http_requests.labels(str(response.status)).inc()
         if response.status == HTTPStatus.ACCEPTED and request.method == "POST":
             metrics.accept_s.observe(time.perf_counter() - started)
@@ -58,6 +69,8 @@ def problem_details(metrics: GatewayMetrics) -> Middleware:
 async def _answer(request: web.Request, handler: Handler) -> web.StreamResponse:  # noqa: PLR0911 (a table)
     try:
         return await handler(request)
+    except ClientGone:
+        raise
     except Problem as problem:
         return problem_response(problem.status, problem.detail, **problem.members)
     except LedgerRefused as error:
@@ -80,9 +93,9 @@ async def _answer(request: web.Request, handler: Handler) -> web.StreamResponse:
             error.status, f"{request.method} is not offered here, only {allowed}", {"Allow": allowed}
         )
     except web.HTTPNotFound:
-        return problem_response(HTTPStatus.NOT_FOUND, f"there is nothing at {request.path}")
+        return problem_response(HTTPStatus.NOT_FOUND, f"there is nothing at {request.path or 'this address'}")
     except web.HTTPException as error:
         return problem_response(error.status, error.text or error.reason)
     except Exception as error:  # the client must get problem details, the log the trace
         log.error("request_failed", path=request.path, exc_info=error)
-        return problem_response(HTTPStatus.INTERNAL_SERVER_ERROR, "a fault of the gateway; its log tells more")
+        return problem_response(HTTPStatus.INTERNAL_SERVER_ERROR, OUR_FAULT)

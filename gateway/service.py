@@ -1,19 +1,16 @@
 """The gateway's life: broker and ledger, then the HTTP port, then traffic."""
 
-import contextlib
-from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 
 import aiohttp
-from aiohttp import web
 
 from gateway.app import build_app
 from gateway.health import ServiceRoutes
+from gateway.http_server import serving
 from gateway.intake import IntakeQueue
 from gateway.load_view import LoadView
 from gateway.metrics import GatewayMetrics
 from gateway.settings import GatewaySettings
-from services.admin import bind
 from services.backends import opened
 from services.broker.events import LOAD_TABLE, listening
 from services.ledger.intake import LedgerIntake
@@ -46,19 +43,8 @@ async def serve(life: Life, settings: GatewaySettings) -> None:
             speed=common.speed,
             settings=settings,
         )
-        await stack.enter_async_context(_http(app, settings))
+        await stack.enter_async_context(serving(app, settings, metrics))
         await life.serve_until_stopped()
-
-
-@contextlib.asynccontextmanager
-async def _http(app: web.Application, settings: GatewaySettings) -> AsyncIterator[None]:
-    runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=5)
-    await runner.setup()
-    try:
-        await bind(runner, settings.host, settings.port, "EVENLOAD_GATEWAY_PORT")
-        yield
-    finally:
-        await runner.cleanup()
 
 
 def main() -> None:

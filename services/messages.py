@@ -4,6 +4,7 @@ A hint says "look at this request, as of this attempt"; the ledger says what the
 an envelope because Python and the broker pay per message. Wire form: `{"v": 1, "hints": [["<request id>", 0], …]}`.
 """
 
+import codecs
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -85,36 +86,53 @@ def chunked(hints: Sequence[Hint], size: int) -> Iterator[Sequence[Hint]]:
 def parse_strict_json(text: bytes) -> Any:
     """Parse UTF-8 JSON as RFC 8259 has it: no NaN, no Infinity, no repeated member, no lone surrogate.
 
-    Raises `InvalidMessage` with the cause.
+    Raises `InvalidMessage` with cause and cure.
     """
+    if not text.strip():
+        raise InvalidMessage("it is empty: send JSON")
+    if text.startswith(codecs.BOM_UTF8):
+        raise InvalidMessage("it begins with a byte order mark (BOM): send UTF-8 without one")
     try:
         parsed = json.loads(
             text.decode("utf-8"),
             parse_constant=_refuse_constant,
             parse_float=_finite,
+            parse_int=_bounded,
             object_pairs_hook=_refuse_repeated,
         )
         json.dumps(parsed, ensure_ascii=False).encode("utf-8")
-    except InvalidMessage:
-        raise
-    except (ValueError, RecursionError) as error:
-        raise InvalidMessage(f"not readable as JSON: {str(error)[:120]}") from None
+    except UnicodeDecodeError as error:
+        raise InvalidMessage(f"it is not UTF-8 from byte {error.start} on: encode it as UTF-8") from None
+    except UnicodeEncodeError:
+        raise InvalidMessage("a text in it has half of a surrogate pair: send whole characters") from None
+    except json.JSONDecodeError as error:
+        place = f"line {error.lineno}, column {error.colno}"
+        raise InvalidMessage(f"it is not JSON ({error.msg}: {place}): correct it there") from None
+    except RecursionError:
+        raise InvalidMessage("it is nested too deeply: send a flat object") from None
     return parsed
 
 
 def _refuse_constant(name: str) -> NoReturn:
-    raise InvalidMessage(f"{name} is no JSON number")
+    raise InvalidMessage(f"{name} is no JSON number: send a finite one")
 
 
 def _finite(digits: str) -> float:
     value = float(digits)
     if value in (float("inf"), float("-inf")):
-        raise InvalidMessage(f"the number {digits[:40]} is too large")
+        raise InvalidMessage(f"the number {digits[:40]} is too large: send one below 1e308")
     return value
+
+
+def _bounded(digits: str) -> int:
+    _finite(digits)  # what is no float is no number of ours, and Python reads no integer of endless length
+    return int(digits)
 
 
 def _refuse_repeated(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     members = dict(pairs)
     if len(members) != len(pairs):
-        raise InvalidMessage("a member is repeated")
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise InvalidMessage(f"it has the member {twice[:40]!a} more than once: send it once")
     return members
