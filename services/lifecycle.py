@@ -160,12 +160,7 @@ def _say(line: str) -> None:
 
 
 def _leave(code: int) -> NoReturn:
-    """Exit with `code`, also where the disk of the output is full, or its reader gone: Python would choose another."""
-    for stream in (sys.stdout, sys.stderr):
-        try:
-            stream.flush()
-        except OSError:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    streams.flush()
     sys.exit(code)
 
 

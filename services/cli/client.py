@@ -56,7 +56,7 @@ class Gateway:
 
     async def request(self, request_id: str) -> dict[str, Any]:
         """`GET /charge-requests/{id}`: one request with its history and decision."""
-        answer = await self._ask("GET", f"/charge-requests/{quote(request_id, safe='')}")
+        answer = await self._ask("GET", f"/charge-requests/{_quoted(request_id)}")
         if not answer.keys() >= _DESCRIBED or not isinstance(answer["history"], list):
             self._refuse_answer()
         return answer
@@ -79,13 +79,11 @@ class Gateway:
 
     async def order(self, substation: str, what: str, order: Mapping[str, Any]) -> dict[str, Any]:
         """`PUT /substations/{id}/limit` or `/operational`: the orders as they stand now."""
-        return self._with_orders(
-            await self._ask("PUT", f"/substations/{quote(substation, safe='')}/{what}", json=order)
-        )
+        return self._with_orders(await self._ask("PUT", f"/substations/{_quoted(substation)}/{what}", json=order))
 
     async def substation(self, substation: str) -> dict[str, Any]:
         """`GET /substations/{id}`: one line of the load table, and the orders for it."""
-        return self._with_orders(await self._ask("GET", f"/substations/{quote(substation, safe='')}"))
+        return self._with_orders(await self._ask("GET", f"/substations/{_quoted(substation)}"))
 
     def _with_orders(self, answer: dict[str, Any]) -> dict[str, Any]:
         orders = answer.get("orders")
@@ -136,6 +134,11 @@ def checked_url(url: str) -> str:
     if not is_sound:
         raise GatewayUnusable(f"--url: an address like http://127.0.0.1:8080 is needed (got {url!r})")
     return url.rstrip("/")
+
+
+def _quoted(name: str) -> str:
+    """A name as a part of a path; what was no UTF-8 on the command line stays the bytes that it was."""
+    return quote(name, safe="", errors="surrogateescape")
 
 
 def _is_line(one: object) -> bool:

@@ -1,7 +1,9 @@
 """`evenload doctor`: a table of checks, each with its cure; looks only, changes nothing."""
 
 import asyncio
+import contextlib
 import logging
+from collections.abc import Iterator
 
 from pydantic_settings import SettingsConfigDict
 from rich.table import Table
@@ -49,8 +51,8 @@ class _Place(Settings):
 
 def run(url: str, *, as_json: bool) -> int:
     """Check everything; returns 0 all well, 1 a problem was found, 2 misconfigured."""
-    logging.disable()  # the broker's library would tell of a refusal, too
-    checks = _checks(url)
+    with _no_logs():  # the broker's library would tell of a refusal, too
+        checks = _checks(url)
     finding = worst(checks)
     if as_json:
         print_json({"verdict": finding, "checks": [one.as_json() for one in checks]})
@@ -59,6 +61,16 @@ def run(url: str, *, as_json: bool) -> int:
         console.print(_table(checks))
         console.print(Text(VERDICTS[finding], MARKS[finding][1]))
     return exit_code(finding)
+
+
+@contextlib.contextmanager
+def _no_logs() -> Iterator[None]:
+    before = logging.root.manager.disable
+    logging.disable()
+    try:
+        yield
+    finally:
+        logging.disable(before)
 
 
 def _checks(url: str) -> list[Check]:

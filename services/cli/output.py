@@ -1,5 +1,6 @@
 """What commands write: tables for people, JSON for programs, and one line where something went wrong."""
 
+import errno
 import json
 import sys
 from collections.abc import Callable
@@ -8,11 +9,13 @@ from typing import Any, NoReturn
 from rich.console import Console
 from rich.text import Text
 
+from services import streams
 from services.errors import EvenloadError, Misconfigured
 from services.signals import EXIT_INTERRUPTED
 
 EXIT_FAILED = 1
 EXIT_MISCONFIGURED = 2
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 PLAIN_WIDTH = 110
 WIDE = 100
 """Columns from which there is room for what one can do without."""
@@ -65,10 +68,15 @@ def leave_with(work: Callable[[], int]) -> NoReturn:
         code = _say_failed(error, EXIT_FAILED)
     except KeyboardInterrupt:
         code = EXIT_INTERRUPTED
+    except OSError as error:
+        if error.errno not in DISK_FULL or error.filename is not None:
+            raise
+        streams.flush()
+        code = _say_failed(f"standard output cannot be written ({error.strerror}): free some room there", EXIT_FAILED)
     sys.exit(code)
 
 
-def _say_failed(error: Exception, code: int) -> int:
+def _say_failed(error: Exception | str, code: int) -> int:
     print(f"evenload: {_lines(str(error))}", file=sys.stderr, flush=True)  # noqa: T201
     return code
 

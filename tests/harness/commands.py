@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import logging
 import os
 import signal
 from collections.abc import Iterator
@@ -44,12 +43,10 @@ def told(stack: Stack, *arguments: str, code: int = 0, **more: str) -> Any:
 
 @contextlib.contextmanager
 def _process_kept() -> Iterator[None]:
-    """Give this process its signal handlers and its logs back, which a command may replace or switch off."""
+    """Give this process its signal handlers back, which a command may replace."""
     handlers = {one: signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
-    disabled = logging.root.manager.disable
     try:
         yield
     finally:
-        logging.disable(disabled)
         for one, handler in handlers.items():
             signal.signal(one, handler)

@@ -1,19 +1,23 @@
 """The doctor's look at a ledger, a lock and settings: what it finds, and that it leaves everything as it was."""
 
 import fcntl
+import logging
 import os
 import sqlite3
 import subprocess
 import sys
 
 import pytest
+from typer.testing import CliRunner
 
 from services.cli.checks import Check, Finding, exit_code, note, ok, with_cure, worst
 from services.cli.checks_ledger import check_ledger, registered_substations
 from services.cli.checks_setup import check_folders, check_settings
+from services.cli.main import app
 from services.errors import Misconfigured
 from services.ledger import schema, sqlite_files, sqlite_setup
 from services.local import locks
+from services.local.ports import free_ports
 from services.settings import LocalSettings
 
 
@@ -169,3 +173,10 @@ def test_the_gravest_finding_makes_the_exit_code():
 
     assert [exit_code(worst(one)) for one in ([ok("x", "")], [note("x", ""), ok("x", "")], [broken, ok("x", "")],
                                               [wrong, broken, ok("x", "")])] == [0, 0, 1, 2]  # fmt: skip
+
+
+def test_the_doctor_leaves_the_logs_of_its_process_as_they_were(tmp_path):
+    url = f"http://127.0.0.1:{free_ports(1)[0]}"
+    CliRunner(env={"EVENLOAD_DATA_DIR": str(tmp_path)}).invoke(app, ["doctor", "--json", "--url", url])
+
+    assert logging.getLogger("tests").isEnabledFor(logging.ERROR)
