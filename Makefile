@@ -16,7 +16,8 @@ run: $(VENV)/.runtime ## Start everything here, send a first rush hour, serve un
 	@$(BIN)/evenload up
 
 rush: $(VENV)/.dev ## Play a rush hour of 1,200 vehicles against `make run`; report in .evenload/rush_hour.html
-	@$(BIN)/locust -f locustfiles/rush_hour.py --headless --only-summary --host $(GATEWAY) --html $(RUSH_REPORT) $(ARGS); \
+	@$(BIN)/locust -f locustfiles/rush_hour.py --headless --only-summary --host $(GATEWAY) --html $(RUSH_REPORT) \
+		--master-bind-host 127.0.0.1 $(ARGS); \
 		code=$$?; test ! -f $(RUSH_REPORT) || echo "the report is in $(RUSH_REPORT)"; exit $$code
 
 locust: $(VENV)/.dev ## Open locust's page (127.0.0.1:8089) to play rush hours against `make run`

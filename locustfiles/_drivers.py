@@ -19,6 +19,7 @@ from _options import add_number
 from _profiles import POWER_KW, PRIVATE, PUBLIC, WORKPLACE, Profile, wish
 from locust import FastHttpUser, LoadTestShape, events, task
 from locust.argument_parser import LocustArgumentParser
+from locust.runners import MasterRunner
 
 USERS_PER_S = 100
 """How fast users come and go when a shape changes their number."""
@@ -65,10 +66,12 @@ class ArrivalShape(LoadTestShape):
         if users:
             return users, USERS_PER_S
         environment = self.runner.environment
-        if environment.web_ui is None:
+        if environment.web_ui is None and not isinstance(self.runner, MasterRunner):
             return None
-        # The page reads no more numbers once a run has stopped.
+        # The page reads no more numbers once a run has stopped, and a master hears no more of its workers.
         if self.runner.user_count == 0:
+            if environment.web_ui is None:
+                return None
             environment.follower.expect_no_more()
             if environment.follower.is_over:
                 return None

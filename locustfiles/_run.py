@@ -3,6 +3,7 @@
 Not to be run by itself: `locust -f locustfiles` leaves files out whose names begin with an underscore.
 """
 
+import io
 import logging
 import sys
 from pathlib import Path
@@ -12,10 +13,11 @@ from _distribution import Distribution, with_section
 from _drivers import ArrivalShape, profiles_of
 from _follower import Follower, Gateway
 from _page import extend_page
+from _workers import ToldToMaster, follow_for_workers
 from locust import events
 from locust.env import Environment
 from locust.exception import StopTest
-from locust.runners import LocalRunner, Runner
+from locust.runners import MasterRunner, Runner, WorkerRunner
 from locust.stats import CSV_STATS_INTERVAL_SEC, console_logger
 from locust.web import WebUI
 
@@ -23,13 +25,14 @@ LAST_ANSWERS_WITHIN_S = 10.0
 
 log = logging.getLogger(__name__)
 
+for _stream in (sys.stdout, sys.stderr):
+    if isinstance(_stream, io.TextIOWrapper):
+        _stream.reconfigure(errors="backslashreplace")  # an old locale must not end a run at a "÷"
+
 
 @events.init.add_listener
 def prepare(environment: Environment, runner: Runner, web_ui: WebUI | None, **_others) -> None:
     """Refuse what cannot work before anything is sent."""
-    if not isinstance(runner, LocalRunner):
-        log.error("these locustfiles follow what they send: start one, without --master, --worker or --processes")
-        sys.exit(2)
     if isinstance(environment.shape_class, ArrivalShape):
         try:
             environment.shape_class.arrivals(environment.parsed_options, profiles_of(environment.user_classes))
@@ -38,7 +41,9 @@ def prepare(environment: Environment, runner: Runner, web_ui: WebUI | None, **_o
             sys.exit(2)
     # A user that is killed in the middle of a request leaves one behind that nobody follows.
     environment.stop_timeout = max(environment.stop_timeout, LAST_ANSWERS_WITHIN_S)
-    environment.follower = None
+    environment.follower = ToldToMaster(runner) if isinstance(runner, WorkerRunner) else None
+    if isinstance(runner, MasterRunner):
+        follow_for_workers(runner)
     if web_ui is not None:
         extend_page(web_ui, environment, lambda: _distribution(environment), _unreachable)
 
@@ -48,12 +53,17 @@ def prepare(environment: Environment, runner: Runner, web_ui: WebUI | None, **_o
 
     @events.quit.add_listener
     def show(**_others) -> None:
-        console_logger.info(_distribution(environment).as_text())
+        if not _is_worker(environment):
+            console_logger.info(_distribution(environment).as_text())
 
 
 @events.test_start.add_listener
 def look_and_follow(environment: Environment, **_others) -> None:
     """See who is there, and begin to follow; raises `StopTest` where nobody answers."""
+    if _is_worker(environment):
+        if isinstance(environment.shape_class, ArrivalShape):
+            environment.shape_class.reset_time()  # locust does that in the master alone
+        return
     host = environment.host or environment.user_classes[0].host
     gateway = Gateway(host)
     try:
@@ -71,7 +81,7 @@ def look_and_follow(environment: Environment, **_others) -> None:
 @events.test_stop.add_listener
 def await_the_ends(environment: Environment, **_others) -> None:
     """Without a page the run lasts until all have ended; with one, they are followed in the background."""
-    if environment.follower is None:
+    if environment.follower is None or _is_worker(environment):
         return
     environment.follower.expect_no_more()
     if environment.web_ui is None:
@@ -84,6 +94,8 @@ def await_the_ends(environment: Environment, **_others) -> None:
 @events.quitting.add_listener
 def judge(environment: Environment, **_others) -> None:
     """By itself locust is content with a run in which nothing happened."""
+    if _is_worker(environment):
+        return
     if environment.follower is not None:
         environment.follower.close()
         if environment.follower.unended:
@@ -102,7 +114,11 @@ def _add_section(report: Path, distribution: Distribution) -> None:
 
 
 def _distribution(environment: Environment) -> Distribution:
-    return environment.follower.distribution if environment.follower else Distribution()
+    return environment.follower.distribution if isinstance(environment.follower, Follower) else Distribution()
+
+
+def _is_worker(environment: Environment) -> bool:
+    return isinstance(environment.runner, WorkerRunner)
 
 
 def _unreachable(host: str) -> str | None:

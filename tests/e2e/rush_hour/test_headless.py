@@ -10,10 +10,13 @@ import sys
 from contextlib import contextmanager
 from pathlib import Path
 
+import psutil
 import pytest
-from harness.fake_gateway import NO_ANSWER, fake_gateway, load_table, problem, request
+from harness.fake_gateway import NO_ANSWER, fake_gateway, line, load_table, problem, request
 from harness.preloaded_locust import preloaded_locust
-from harness.stack import ROOT
+from harness.stack import ROOT, until
+
+from services.local.ports import free_ports
 
 LOCUST = str(Path(sys.executable).parent / "locust")
 FOLDER = ROOT / "locustfiles"
@@ -22,7 +25,7 @@ TO_END = "accepted → ended"
 
 
 @contextmanager
-def locust(locustfile, *arguments):
+def locust(locustfile, *arguments, **environment):
     """A headless locust; what it says comes on one stream."""
     # A shell that runs the tests in its background makes all their children ignore Ctrl-C.
     command = [
@@ -38,7 +41,7 @@ def locust(locustfile, *arguments):
     clean = {name: value for name, value in os.environ.items() if not name.startswith("LOCUST_")}
     process = subprocess.Popen(
         command,
-        env=clean,
+        env=clean | environment,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -51,9 +54,9 @@ def locust(locustfile, *arguments):
         process.communicate()
 
 
-def play(locustfile, *arguments):
+def play(locustfile, *arguments, **environment):
     """Exit code and what was said."""
-    with locust(locustfile, *arguments) as process:
+    with locust(locustfile, *arguments, **environment) as process:
         said, _ = process.communicate(timeout=240)
         return process.returncode, said
 
@@ -141,6 +144,66 @@ def test_where_no_gateway_answers_locust_says_so_and_ends(port):
     assert f"no gateway answers at http://127.0.0.1:{port}" in said
 
 
+@pytest.fixture
+def processes():
+    """Options for a master and two workers, on a port of their own."""
+    port = free_ports(1)[0]
+    return ["--processes", 2, "--master-bind-host", "127.0.0.1", "--master-bind-port", port, "--master-port", port]
+
+
+def left(options):
+    """Who runs with these options; what has ended and is not collected yet has none."""
+    words = [str(one) for one in options]
+    return [one.pid for one in psutil.process_iter(["cmdline"]) if words == (one.info["cmdline"] or [])[-len(words) :]]
+
+
+@pytest.fixture
+def ended_at_once():
+    """A gateway at which each request charges and ends at once, by turns at two substations."""
+    ids = [f"r-{number}" for number in range(500)]
+    with fake_gateway() as one:
+        one.answers = {
+            ("GET", "/substations"): (200, load_table(line("north"), line("south"))),
+            ("POST", "/charge-requests"): [(202, {"request_id": one}) for one in ids],
+            ("GET", "/charge-requests"): (200, {"items": [{"request_id": one} for one in ids], "next_cursor": None}),
+            **{("GET", f"/charge-requests/{one}"): (200, request(one, "completed")) for one in ids},
+        }
+        yield one
+
+
+def test_a_rush_in_several_processes_is_followed_and_reported_as_a_whole(ended_at_once, processes, tmp_path):
+    report = ["--html", tmp_path / "rush.html", "--json-file", tmp_path / "rush"]
+    options = ["--vehicles", 120, "--steady-seconds", 2, *report, "--host", ended_at_once.url, *processes]
+    code, said = play("steady.py", *options, PYTHONIOENCODING="ascii")
+
+    assert code == 0, said
+    assert "2 workers connected" in said
+    assert r"all (max \xf7 mean)" in said
+    assert "Traceback" not in said
+    sent = sum(method == "POST" for method, *_ in ended_at_once.asked)
+    assert sent > 0
+    entries = json.loads((tmp_path / "rush.json").read_text())
+    counts = {entry["name"]: entry["num_requests"] for entry in entries}
+    assert counts == {"/charge-requests": sent, TO_CHARGING: sent, TO_END: sent}
+    assert f"<td>north</td><td>{sent}</td><td>2.00</td>" in (tmp_path / "rush.html").read_text()
+    assert left(processes) == []
+
+
+def test_no_worker_outlives_its_master(ended_at_once, processes):
+    options = ["--steady-seconds", 600, "--host", ended_at_once.url, *processes]
+    with locust("steady.py", *options) as process:
+        next(line for line in process.stdout if "All users spawned" in line)
+        assert len(left(processes)) == 3
+        process.kill()
+        until(lambda: not left(processes), "the end of the workers")
+
+    # Wrong options are seen when the workers are there already.
+    code, said = play(
+        "steady.py", "--vehicles", 1_000_000, "--steady-seconds", 1, "--host", ended_at_once.url, *processes
+    )
+    assert (code, "more than 1,000: take fewer vehicles" in said, left(processes)) == (2, True, []), said
+
+
 @pytest.fixture(scope="module")
 def locust_once():
     with preloaded_locust() as play:
@@ -156,7 +219,6 @@ def locust_once():
         (["--rush-from", "9", "--rush-to", "9"], "the hours end (9) before they begin (9)"),
         (["--vehicles", "100000"], "vehicles per second where it is busiest, more than 1,000"),
         (["--rush-from", "1", "--rush-to", "3", "WorkplaceDrivers"], "nobody arrives between 1 and 3 o’clock"),
-        (["--master"], "start one, without --master"),
     ],
 )
 def test_wrong_options_are_told(locust_once, arguments, fault):
