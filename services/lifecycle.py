@@ -22,6 +22,7 @@ from services.clock import monotonic_s
 from services.errors import Misconfigured
 from services.logs import configure_logs, get_logger, name_logs
 from services.metrics import ServiceMetrics
+from services.service_links import CURE, service_links
 from services.settings import CommonSettings, Settings, load_for_service
 
 log = get_logger(__name__)
@@ -145,6 +146,9 @@ def run(service: str, own_type: type[OwnSettings], serve: Serve[OwnSettings]) ->
         refuse(service, error)
     instance = common.instance_name(service)
     configure_logs(service, instance, common.log_level, common.log_format)
+    ignored = service_links(os.environ)
+    if ignored:
+        log.info("service_links_ignored", variables=ignored, cure=CURE)
     _leave(asyncio.run(_live(service, instance, common, own, serve)))
 
 

@@ -5,17 +5,19 @@ import ipaddress
 import os
 import re
 import secrets
+import unicodedata
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 from yarl import URL
 
 from services import crash_points
 from services.errors import Misconfigured
 from services.logs import LogFormat
+from services.service_links import is_service_link
 
 PREFIX = "EVENLOAD_"
 FILE_SUFFIX = "_FILE"
@@ -28,6 +30,12 @@ Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
 GUESSED_PASSWORDS = ("", "guest", "changeme")
 """Refused where the broker is not on this machine."""
 
+NOT_ENCODED = (
+    "a user, password or vhost holds a # / ? or @ as it is: write # as %23, / as %2F, ? as %3F, @ as %40 and % as %25"
+)
+
+_PORT_NEEDED = "its port must be a number from 1 to 65535"
+
 HEARTBEAT_MAX_S = 600
 """With a longer one, a connection that has fallen silent would be missed for half an hour."""
 
@@ -38,6 +46,13 @@ class Settings(BaseSettings):
     """The base of all settings classes: frozen, and an empty variable counts as absent."""
 
     model_config = SettingsConfigDict(env_ignore_empty=True, frozen=True, extra="ignore")
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _without_stray_signs(cls, value: object, field: ValidationInfo) -> object:
+        if isinstance(value, str):
+            _refuse_stray_signs(value, is_password=field.field_name == "password")
+        return value
 
 
 class CommonSettings(Settings):
@@ -91,13 +106,7 @@ class CommonSettings(Settings):
     @field_validator("amqp_url")
     @classmethod
     def _amqp_scheme(cls, value: str) -> str:
-        try:
-            host = URL(value).host or ""
-            is_sound = URL(value).scheme in ("amqp", "amqps") and bool(host.encode("idna"))
-        except ValueError:
-            is_sound, host = False, ""
-        if not is_sound:
-            raise ValueError("an address like amqp://user:password@127.0.0.1:5672/evenload is needed")
+        host = _broker_host(value)
         heartbeat = URL(value).query.get("heartbeat", "10")
         if not (heartbeat.isdecimal() and 1 <= int(heartbeat) <= HEARTBEAT_MAX_S):
             raise ValueError(f"its heartbeat must be a whole number of seconds from 1 to {HEARTBEAT_MAX_S}")
@@ -140,6 +149,39 @@ class ConsoleSettings(Settings):
     user: str = Field("operator", description="Who asks the console of `--console`.")
     password: str = Field("", description="That user's password.")
     vhost: str = Field("evenload", description="The vhost that Evenload has there.")
+
+
+def _refuse_stray_signs(value: str, *, is_password: bool) -> None:
+    """Raise `ValueError` for control characters, and for white space around a value unless it is a password."""
+    if "\r" in value or "\n" in value:
+        raise ValueError(
+            "it holds the end of a line: remove it, and save a file of variables with the line ends of Unix (LF)"
+        )
+    if value != value.strip() and not is_password:
+        raise ValueError("it begins or ends with white space: remove that")
+    if any(unicodedata.category(sign) == "Cc" for sign in value):
+        raise ValueError("it holds a control character: remove that")
+
+
+def _broker_host(address: str) -> str:
+    """The host in a broker's address; raises `ValueError` with the cure for an address that is none."""
+    _, *beyond = re.split(r"[/?#]", address.partition("://")[2], maxsplit=1)
+    if "#" in address or any("@" in one for one in beyond):
+        # Such a sign ends user and password early, and a part of the password would be taken for the host.
+        raise ValueError(NOT_ENCODED)
+    try:
+        url = URL(address)
+        host = url.host or ""
+        is_sound = url.scheme in ("amqp", "amqps") and bool(host.encode("idna"))
+    except ValueError as error:
+        if "port" in str(error).lower():
+            raise ValueError(_PORT_NEEDED) from None
+        is_sound = False
+    if not is_sound:
+        raise ValueError("an address like amqp://user:password@127.0.0.1:5672/evenload is needed")
+    if url.explicit_port == 0:
+        raise ValueError(_PORT_NEEDED)
+    return host
 
 
 def _is_loopback(host: str) -> bool:
@@ -186,7 +228,8 @@ def given(variable: str) -> str | None:
 def refuse_unknown(environ: Mapping[str, str], own: type[Settings] | None) -> None:
     """Refuse a variable with our prefix that nobody reads: it is a misspelling, and would do nothing.
 
-    Variables of *other* services are let through, so that one environment can serve all of them.
+    Variables of *other* services are let through, so that one environment can serve all of them; and so are those
+    that an orchestrator writes.
     Raises `Misconfigured` with the nearest known name.
     """
     own_types: list[type[Settings]] = [CommonSettings, LocalSettings, ConsoleSettings]
@@ -196,7 +239,7 @@ def refuse_unknown(environ: Mapping[str, str], own: type[Settings] | None) -> No
         own_prefix = own.model_config.get("env_prefix")
     known = [name + suffix for name in env_names(own_types) for suffix in ("", FILE_SUFFIX)]
     for name in sorted(environ):
-        if not name.startswith(PREFIX) or name in known:
+        if not name.startswith(PREFIX) or name in known or is_service_link(name, environ[name]):
             continue
         if any(name.startswith(prefix) for prefix in _SERVICE_PREFIXES if prefix != own_prefix):
             continue
@@ -206,19 +249,29 @@ def refuse_unknown(environ: Mapping[str, str], own: type[Settings] | None) -> No
 
 
 def load(settings_type: type[AnySettings]) -> AnySettings:
-    """Read one settings class from the environment; raises `Misconfigured` with one line per fault."""
+    """Read one settings class from the environment; raises `Misconfigured` with one line per fault.
+
+    A variable that an orchestrator wrote in the place of one of ours counts as absent.
+    """
     variables = {field: env_name(settings_type, field) for field in settings_type.model_fields}
     filed: dict[str, Any] = {
         field: given(name) for field, name in variables.items() if os.environ.get(name + FILE_SUFFIX)
     }
+    linked = {
+        field: settings_type.model_fields[field].get_default()
+        for field, name in variables.items()
+        if field not in filed and is_service_link(name, os.environ.get(name, ""))
+    }
     try:
-        return settings_type(**filed)
+        return settings_type(**filed, **linked)
     except ValidationError as error:
         faults = []
         for fault in error.errors():
             field = str(fault["loc"][0])
             name = variables[field] + (FILE_SUFFIX if field in filed else "")
-            faults.append(f"{name}: {_say(dict(fault), is_secret=field in filed)}")
+            # An address may hold a password.
+            is_secret = field in filed or field.endswith(("url", "password"))
+            faults.append(f"{name}: {_say(dict(fault), is_secret=is_secret)}")
         raise Misconfigured("; ".join(faults)) from None
 
 
@@ -227,7 +280,6 @@ def _say(fault: dict[str, object], *, is_secret: bool) -> str:
         return "is not set, and has no default"
     text = str(fault["msg"]).removeprefix("Value error, ")
     words = f"{text[:1].lower()}{text[1:]}"
-    # An address may hold a password.
     return words if is_secret or "@" in str(fault["input"]) else f"{words} (got {str(fault['input'])[:80]!r})"
 
 

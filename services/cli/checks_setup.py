@@ -6,7 +6,7 @@ import platform
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from services.cli.checks import Check, misconfigured, note, ok, problem, with_cure
@@ -17,10 +17,14 @@ from services.local.packages import can_unpack
 from services.local.plan import cache_dir
 from services.local.prometheus_programs import OFF, locate_prometheus
 from services.local.rabbitmq_programs import CURES, locate_rabbitmq
+from services.service_links import CURE as SERVICE_LINKS_CURE
+from services.service_links import service_links
 from services.settings import LocalSettings
 
 DISK_NEEDED_BYTES = 500 * 1024 * 1024
 SETTINGS_WITHIN_S = 30.0
+_PROXIES = ("http_proxy", "HTTP_PROXY", "https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY")
+_PROXY_CURE = "for curl and other programs: no_proxy=127.0.0.1,localhost"
 _PLACEHOLDERS = {"EVENLOAD_AMQP_URL": "amqp://127.0.0.1/evenload", "EVENLOAD_LEDGER_URL": "sqlite:///ledger.sqlite"}
 # In a process of its own, as `evenload up` would: the chassis does not import services.
 _READ_ALL_SETTINGS = """
@@ -41,8 +45,11 @@ print(json.dumps(list(dict.fromkeys(faults))))
 
 
 def check_python() -> Check:
-    """Which Python runs this, and from which environment."""
+    """Which Python runs this, from which environment, and how it writes the names of files."""
     said = f"Python {platform.python_version()} in {sys.prefix}"
+    if sys.getfilesystemencoding() != "utf-8":
+        said += f", file names in {sys.getfilesystemencoding()}"
+        return note("python", said, "set LC_ALL=C.UTF-8 or PYTHONUTF8=1, or start it as .venv/bin/evenload")
     if sys.prefix == sys.base_prefix:
         return note("python", f"{said}, no virtual environment", "`make run` makes one in .venv")
     return ok("python", said)
@@ -67,6 +74,17 @@ def check_settings() -> list[Check]:
         return [with_cure("settings", Misconfigured(fault)) for fault in faults]
     names = sorted(name for name in os.environ if name.startswith("EVENLOAD_"))
     return [ok("settings", f"set and sound: {', '.join(names)}" if names else "all by default")]
+
+
+def check_surroundings(environ: Mapping[str, str]) -> Iterator[Check]:
+    """Variables of others that look like ours or change what our neighbours do; nothing is said of a plain one."""
+    links = service_links(environ)
+    if links:
+        said = f"an orchestrator wrote {', '.join(links)} for its services; they are ignored"
+        yield note("service links", said, SERVICE_LINKS_CURE)
+    proxies = [name for name in _PROXIES if environ.get(name)]
+    if proxies:
+        yield note("proxy", f"{', '.join(proxies)}: no service and no command sends anything through it", _PROXY_CURE)
 
 
 def check_grid(settings: LocalSettings) -> Check:

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import logging
+import os
 from collections.abc import Iterator
 
 from pydantic_settings import SettingsConfigDict
@@ -19,6 +20,7 @@ from services.cli.checks_setup import (
     check_python,
     check_rabbitmq,
     check_settings,
+    check_surroundings,
 )
 from services.cli.checks_stack import check_broker, check_gateway, check_port, check_processes
 from services.cli.options import gateway_url
@@ -74,7 +76,7 @@ def _no_logs() -> Iterator[None]:
 
 
 def _checks(url: str) -> list[Check]:
-    checks = [check_python(), *check_settings()]
+    checks = [check_python(), *check_surroundings(os.environ), *check_settings()]
     try:
         settings = load(LocalSettings)
         ledger, amqp_url = ledger_url(settings), given("EVENLOAD_AMQP_URL")

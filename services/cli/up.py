@@ -10,6 +10,7 @@ from services.cli import rush
 from services.cli.output import make_console, print_json
 from services.local import stack
 from services.local.supervisor import Say
+from services.service_links import service_links
 from services.settings import LocalSettings, load, refuse_unknown
 
 
@@ -21,6 +22,9 @@ def run(*, as_json: bool) -> int:
     refuse_unknown(os.environ, None)
     console = make_console(stderr=as_json)
     say = partial(_say, console)
+    ignored = service_links(os.environ)
+    if ignored:
+        say(f"ignoring variables that an orchestrator wrote for its services: {', '.join(ignored)}")
     announce = _announce if as_json else partial(_tell, say)
     return stack.up(load(LocalSettings), say, announce, partial(rush.first_rush, console))
 

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from services.cli.checks import Check, Finding, exit_code, note, ok, with_cure, worst
 from services.cli.checks_ledger import check_ledger, registered_substations
-from services.cli.checks_setup import check_folders, check_settings
+from services.cli.checks_setup import check_folders, check_settings, check_surroundings
 from services.cli.main import app
 from services.errors import Misconfigured
 from services.ledger import schema, sqlite_files, sqlite_setup
@@ -156,6 +156,22 @@ def test_a_variable_that_any_service_would_refuse_is_named_once(monkeypatch, nam
 
     assert found.finding is Finding.MISCONFIGURED
     assert said in f"{found.said} {found.cure}"
+
+
+def test_variables_of_others_are_told_and_are_no_fault(monkeypatch):
+    links = {"EVENLOAD_PORT": "tcp://10.0.0.1:80", "EVENLOAD_GATEWAY_PORT": "tcp://10.0.0.2:8080"}
+    for name, value in links.items():
+        monkeypatch.setenv(name, value)
+
+    [linked, proxied] = check_surroundings(links | {"http_proxy": "http://user:do-not-print-me@proxy:3128"})
+
+    assert {linked.finding, proxied.finding} == {Finding.NOTE}
+    assert "EVENLOAD_GATEWAY_PORT, EVENLOAD_PORT" in linked.said
+    assert linked.cure == "set enableServiceLinks: false in the pod's specification"
+    assert proxied.said.startswith("http_proxy: ")
+    assert "do-not-print-me" not in proxied.said + proxied.cure
+    assert [one.finding for one in check_settings()] == [Finding.OK]
+    assert list(check_surroundings({"PATH": "/bin", "http_proxy": ""})) == []
 
 
 def test_sound_settings_are_well(monkeypatch):

@@ -1,6 +1,7 @@
 """The life of a service from its settings to its exit code, and when it is ready."""
 
 import asyncio
+import json
 import os
 import signal
 from functools import partial
@@ -35,8 +36,8 @@ async def test_a_service_is_ready_until_it_is_told_to_end_and_unready_before_it_
 @pytest.fixture
 def ended(capfd):
     """Runs a service that does nothing but `serve`, and tells how it ended."""
-    settings = {"EVENLOAD_AMQP_URL": "amqp://u:p@127.0.0.1/v", "EVENLOAD_LEDGER_URL": "sqlite:///x"}
-    return lambda serve: run_to_end(partial(run, "gateway", GatewaySettings, serve), settings, capfd)
+    needed = {"EVENLOAD_AMQP_URL": "amqp://u:p@127.0.0.1/v", "EVENLOAD_LEDGER_URL": "sqlite:///x"}
+    return lambda serve, **more: run_to_end(partial(run, "gateway", GatewaySettings, serve), needed | more, capfd)
 
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
@@ -49,6 +50,21 @@ def test_a_service_that_a_signal_ends_drains_and_exits_with_0(ended, signum):
 
     assert (told.code, told.errors) == (0, "")
     assert 0 < told.output.find("drain_started") < told.output.find("service_drained")
+
+
+def test_a_service_serves_at_its_own_port_beside_variables_of_kubernetes_and_logs_their_names(ended):
+    async def serve(life, settings):
+        assert settings.port == 8080
+        life.stopping.set()
+        await life.serve_until_stopped()
+
+    links = {"EVENLOAD_GATEWAY_PORT": "tcp://10.0.0.2:80", "EVENLOAD_GATEWAY_SERVICE_HOST": "10.0.0.2"}
+    told = ended(serve, **links)
+
+    assert (told.code, told.errors) == (0, "")
+    [line] = [line for line in told.output.splitlines() if "service_links_ignored" in line]
+    assert json.loads(line)["variables"] == sorted(links)
+    assert "enableServiceLinks: false" in line
 
 
 def test_a_service_that_crashes_exits_with_1_and_logs_why(ended):

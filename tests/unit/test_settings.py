@@ -1,11 +1,13 @@
 import os
 
 import pytest
+from yarl import URL
 
 from balancer.settings import BalancerSettings
 from gateway.settings import GatewaySettings
 from services.errors import Misconfigured
 from services.grid import ALL
+from services.service_links import service_links
 from services.settings import (
     CommonSettings,
     ConsoleSettings,
@@ -222,6 +224,153 @@ def test_a_misspelt_variable_of_another_service_is_that_ones_business(own):
     refuse_unknown({env_name(kind, "misspelt"): "1" for kind in others}, own)
     with pytest.raises(Misconfigured):
         refuse_unknown({env_name(own, "misspelt"): "1"}, own)
+
+
+LINKS = {
+    "EVENLOAD_PORT": "tcp://10.0.0.1:80",
+    "EVENLOAD_SERVICE_HOST": "10.0.0.1",
+    "EVENLOAD_SERVICE_PORT": "80",
+    "EVENLOAD_SERVICE_PORT_HTTP": "80",
+    "EVENLOAD_PORT_80_TCP": "tcp://10.0.0.1:80",
+    "EVENLOAD_PORT_80_TCP_ADDR": "10.0.0.1",
+    "EVENLOAD_PORT_80_TCP_PORT": "80",
+    "EVENLOAD_PORT_80_TCP_PROTO": "tcp",
+    "EVENLOAD_GATEWAY_PORT": "tcp://10.0.0.2:8080",
+    "EVENLOAD_GATEWAY_SERVICE_HOST": "10.0.0.2",
+    "EVENLOAD_GATEWAY_PORT_8080_TCP_PROTO": "tcp",
+    "EVENLOAD_BALANCER_SERVICE_PORT": "8081",
+    "EVENLOAD_SUBSTATION_PORT_53_UDP": "udp://10.0.0.3:53",
+    "EVENLOAD_ADMIN_PORT": "tcp://[fd00::1]:8081",
+    "EVENLOAD_MY_OTHER_GATEWAY_PORT_9_SCTP_ADDR": "fd00::1",
+    "EVENLOAD_NAME": "/one/evenload",
+    "EVENLOAD_ENV_PATH": "/usr/bin",
+}
+
+
+@pytest.mark.parametrize("own", SERVICES)
+def test_what_kubernetes_and_docker_write_for_a_service_of_our_name_is_ignored(environ, own):
+    environ(**LINKS)
+
+    common, loaded = load_for_service(own)
+
+    assert (common.admin_port, load(LocalSettings).gateway_port) == (None, 8080)
+    assert getattr(loaded, "port", 8080) == 8080
+    assert service_links(os.environ) == sorted(LINKS)
+    refuse_unknown(os.environ, None)
+
+
+def test_a_port_in_a_file_counts_also_beside_a_variable_of_kubernetes(environ, secret):
+    environ(EVENLOAD_GATEWAY_PORT="tcp://10.0.0.2:8080", EVENLOAD_GATEWAY_PORT_FILE=secret(b"9090\n"))
+
+    assert load(LocalSettings).gateway_port == 9090
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("EVENLOAD_PORT", "8080"),
+        ("EVENLOAD_GATEWAY_PROT", "tcp://10.0.0.1:80"),
+        ("EVENLOAD_PORT_HTTP_TCP", "tcp://10.0.0.1:80"),
+        ("EVENLOAD_SERVICE_PORT", "http"),
+        ("EVENLOAD_NAME", "mine"),
+    ],
+)
+def test_what_only_looks_like_a_variable_of_kubernetes_is_refused(environ, name, value):
+    environ(**{name: value})
+
+    with pytest.raises(Misconfigured, match=f"^{name} is no setting of Evenload"):
+        load_for_service(GatewaySettings)
+
+
+@pytest.mark.parametrize("port", ["tpc://10.0.0.1:80", "10.0.0.1:80", "http://10.0.0.1:80"])
+def test_a_port_that_nobody_wrote_for_kubernetes_is_refused(environ, port):
+    environ(EVENLOAD_GATEWAY_PORT=port)
+
+    with pytest.raises(Misconfigured, match=r"^EVENLOAD_GATEWAY_PORT: input should be a valid integer"):
+        load(LocalSettings)
+
+
+LINE_END = "it holds the end of a line: remove it, and save a file of variables with the line ends of Unix (LF)"
+AROUND = "it begins or ends with white space: remove that"
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "told"),
+    [
+        ("EVENLOAD_AMQP_URL", "amqp://u:do-not-print-me@127.0.0.1/evenload\r", LINE_END),
+        ("EVENLOAD_AMQP_URL", "amqp://u:do-not-print-me@127.0.0.1/even\nload", LINE_END),
+        ("EVENLOAD_AMQP_URL", " amqp://u:do-not-print-me@127.0.0.1/evenload", AROUND),
+        ("EVENLOAD_LEDGER_URL", "sqlite:////tmp/ledger.sqlite\r\n", LINE_END),
+        ("EVENLOAD_LEDGER_URL", "sqlite:////tmp/ledger.sqlite\u00a0", AROUND),
+        ("EVENLOAD_SPEED", "60\r", LINE_END),
+        ("EVENLOAD_ADMIN_PORT", " 8081", AROUND),
+        ("EVENLOAD_GRID", "default\t", AROUND),
+        ("EVENLOAD_GRID", "def\x07ault", "it holds a control character: remove that"),
+        ("EVENLOAD_LOG_LEVEL", "INFO\r", LINE_END),
+    ],
+)
+def test_white_space_around_a_value_and_control_characters_are_refused_by_name(environ, name, value, told):
+    environ(**{name: value})
+
+    with pytest.raises(Misconfigured) as caught:
+        load(CommonSettings)
+    assert str(caught.value).startswith(f"{name}: {told}")
+    assert "do-not-print-me" not in str(caught.value)
+
+
+def test_a_data_folder_with_a_blank_inside_is_taken_and_one_with_a_line_end_is_not_made(environ):
+    environ(EVENLOAD_DATA_DIR="/srv/my data")
+    assert str(load(LocalSettings).data_dir) == "/srv/my data"
+
+    environ(EVENLOAD_DATA_DIR="/srv/data\r")
+    with pytest.raises(Misconfigured, match=r"^EVENLOAD_DATA_DIR: it holds the end of a line"):
+        load(LocalSettings)
+
+
+def test_a_password_may_end_with_a_blank_but_not_with_a_line_end(environ):
+    environ(EVENLOAD_CONSOLE_PASSWORD=" secret ")
+    assert load(ConsoleSettings).password == " secret "
+
+    environ(EVENLOAD_CONSOLE_PASSWORD="do-not-print-me\r")
+    with pytest.raises(Misconfigured, match=r"^EVENLOAD_CONSOLE_PASSWORD: it holds the end of a line") as caught:
+        load(ConsoleSettings)
+    assert "do-not-print-me" not in str(caught.value)
+
+
+@pytest.mark.parametrize("sign", ["#", "/", "?"])
+@pytest.mark.parametrize("before", ["do-not-print-me", "12"])
+def test_a_sign_in_a_password_that_must_be_encoded_is_told_with_its_encoding(environ, sign, before):
+    environ(EVENLOAD_AMQP_URL=f"amqp://someone:{before}{sign}3@broker.example:5672/evenload")
+
+    with pytest.raises(Misconfigured) as caught:
+        load_for_service(GatewaySettings)
+    assert str(caught.value) == (
+        "EVENLOAD_AMQP_URL: a user, password or vhost holds a # / ? or @ as it is: "
+        "write # as %23, / as %2F, ? as %3F, @ as %40 and % as %25"
+    )
+
+
+def test_a_password_of_encoded_signs_is_taken_whole(environ):
+    address = "amqp://someone:a%23%2F%3F%40%25b@broker.example/evenload?heartbeat=10"
+    environ(EVENLOAD_AMQP_URL=address)
+
+    assert URL(load(CommonSettings).amqp_url).password == "a#/?@%b"
+
+
+@pytest.mark.parametrize("address", ["amqp://u:p@my_broker/evenload", "amqp://u:p@broker.example?heartbeat=9"])
+def test_a_host_with_an_underscore_and_an_address_without_a_vhost_are_taken(environ, address):
+    environ(EVENLOAD_AMQP_URL=address)
+
+    assert load(CommonSettings).amqp_url == address
+
+
+@pytest.mark.parametrize("port", ["0", "65536", "99999", "-1", "amqp", "56 72"])
+def test_a_port_of_the_broker_that_is_none_is_told(environ, port):
+    environ(EVENLOAD_AMQP_URL=f"amqp://someone:do-not-print-me@127.0.0.1:{port}/evenload")
+
+    with pytest.raises(Misconfigured) as caught:
+        load_for_service(GatewaySettings)
+    assert str(caught.value) == "EVENLOAD_AMQP_URL: its port must be a number from 1 to 65535"
 
 
 def test_the_ids_of_a_substations_process_are_a_list(environ):
