@@ -1,11 +1,15 @@
-# Every target works from a bare checkout: it needs git, make, and Python 3.11 or later with venv.
+# Every target works from a bare checkout: it needs make, and Python 3.11 or later with venv.
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
 MAKEFLAGS += --no-print-directory
 
-PYTHON ?= $(firstword $(foreach name,python3.11 python3.12 python3.13 python3.14 python3,$(shell command -v $(name) 2>/dev/null)))
 VENV := .venv
 BIN := $(VENV)/bin
+
+# Whatever the locale, files and their names are read as UTF-8; and what is set for other Pythons is not for this one.
+export PYTHONUTF8 := 1
+unexport PYTHONHOME PYTHONPATH PYTHONPLATLIBDIR PYTHONWARNINGS PYTHONOPTIMIZE PYTHONINSPECT
+export PYTHON
 
 .PHONY: help run rush locust test test-compose test-chaos audit model walks mutants chaos check readme dashboards lock clean
 
@@ -16,12 +20,12 @@ run: $(VENV)/.runtime ## Start everything here, send a first rush hour, serve un
 	@$(BIN)/evenload up
 
 rush: $(VENV)/.dev ## Play a rush hour of 1,200 vehicles against `make run`; report in .evenload/rush_hour.html
-	@$(BIN)/locust -f locustfiles/rush_hour.py --headless --only-summary --host $(GATEWAY) --html $(RUSH_REPORT) \
-		--master-bind-host 127.0.0.1 $(ARGS); \
+	@$(BIN)/python -m locust -f locustfiles/rush_hour.py --headless --only-summary --host $(GATEWAY) \
+		--html $(RUSH_REPORT) --master-bind-host 127.0.0.1 $(ARGS); \
 		code=$$?; test ! -f $(RUSH_REPORT) || echo "the report is in $(RUSH_REPORT)"; exit $$code
 
 locust: $(VENV)/.dev ## Open locust's page (127.0.0.1:8089) to play rush hours against `make run`
-	@$(BIN)/locust -f locustfiles --class-picker --web-host 127.0.0.1 --host $(GATEWAY) $(ARGS)
+	@$(BIN)/python -m locust -f locustfiles --class-picker --web-host 127.0.0.1 --host $(GATEWAY) $(ARGS)
 
 GATEWAY = http://127.0.0.1:$${EVENLOAD_GATEWAY_PORT:-8080}
 RUSH_REPORT := .evenload/rush_hour.html
@@ -80,32 +84,25 @@ clean: ## Remove the environment, the local stack's data and all caches of this 
 	rm -rf $(VENV) .evenload dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# The stamps name what was installed; a half-made environment has none and is made anew.
-$(VENV)/.runtime: requirements/runtime.txt pyproject.toml
-	@$(MAKE) environment LOCK=requirements/runtime.txt
+# The stamps name what was installed; a half-made environment has none and is made anew. So is one that was moved, or
+# whose Python is gone.
+ifneq ($(shell tools/environment is-sound $(VENV) && echo yes),yes)
+$(VENV)/.runtime $(VENV)/.dev: FORCE
+endif
+
+$(VENV)/.runtime: requirements/runtime.txt pyproject.toml tools/environment
+	@$(MAKE) environment LOCK=$<
 	@touch $@
 
-$(VENV)/.dev: requirements/dev.txt pyproject.toml
-	@$(MAKE) environment LOCK=requirements/dev.txt
+$(VENV)/.dev: requirements/dev.txt pyproject.toml tools/environment
+	@$(MAKE) environment LOCK=$<
 	@touch $@ $(VENV)/.runtime
 
 $(VENV)/.audit: requirements/audit.txt $(VENV)/.dev
-	@$(PYTHON) -m venv $(VENV)/audit
+	@$(BIN)/python -m venv $(VENV)/audit
 	@$(VENV)/audit/bin/pip install --quiet --disable-pip-version-check --require-hashes -r $<
 	@touch $@
 
-.PHONY: environment
+.PHONY: environment FORCE
 environment:
-	@command -v git >/dev/null || { echo "git is missing: install it (Debian: apt install git)" >&2; exit 2; }
-	@test -n "$(PYTHON)" || { echo "Python is missing: install Python 3.11 or later (Debian: apt install python3-venv)" >&2; exit 2; }
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
-		{ echo "$(PYTHON) is older than Python 3.11: install a newer one, or name it: make PYTHON=/path/to/python3.11" >&2; exit 2; }
-	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || \
-		{ echo "$(PYTHON) lacks venv: install it (Debian: apt install python3-venv)" >&2; exit 2; }
-	@test -x $(BIN)/pip || { echo "making the environment in $(VENV)"; rm -rf $(VENV); $(PYTHON) -m venv $(VENV); }
-	@echo "installing $(LOCK)"
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r $(LOCK) || \
-		{ echo "installing $(LOCK) failed: see above; the Python package index must be reachable, or pip's cache filled" >&2; exit 2; }
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
-	@# Every process starts sooner, also where Python is told to write no bytecode itself.
-	@$(BIN)/python -m compileall -q services gateway balancer substations
+	@tools/environment make $(VENV) $(LOCK)

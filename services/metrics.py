@@ -1,18 +1,12 @@
 """Metrics that every service has; each process owns one registry and no global one."""
 
 import platform
-from importlib.metadata import PackageNotFoundError, version
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, disable_created_metrics
 
+from services import __version__
+
 COMMIT_BUCKETS_S = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0)
-
-
-def _version() -> str:
-    try:
-        return version("evenload")
-    except PackageNotFoundError:  # a bare source tree that was never installed
-        return "0+unknown"
 
 
 class ServiceMetrics:
@@ -39,4 +33,4 @@ class ServiceMetrics:
             "Always 1; the labels tell what runs.",
             ["version", "python", "service"],
             registry=registry,
-        ).labels(_version(), platform.python_version(), service).set(1)
+        ).labels(__version__, platform.python_version(), service).set(1)

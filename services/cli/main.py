@@ -234,4 +234,4 @@ def doctor(url: Url = "", as_json: Json = False) -> None:
 def main() -> None:
     """Parse the command line and do as it says; called by `services.cli.__main__`."""
     streams.prepare()
-    app()
+    app(prog_name="evenload")

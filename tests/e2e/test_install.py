@@ -6,50 +6,12 @@ import shutil
 import subprocess
 import sys
 import zipfile
-from pathlib import Path
 
 import pytest
 from harness.stack import ROOT, started, until
 
 from services.errors import Misconfigured
 from services.local import rabbitmq_programs
-
-
-def make(target: str, *variables: str, **environment: str) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [shutil.which("make"), target, *variables],
-        cwd=ROOT,
-        env={**os.environ, **environment},
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-
-
-def fake(path: Path, text: str) -> Path:
-    path.write_text(text)
-    path.chmod(0o755)
-    return path
-
-
-def said_by(done: subprocess.CompletedProcess) -> list[str]:
-    """What make was told, without make's own lines about it."""
-    return [line for line in done.stderr.splitlines() if not line.startswith("make")]
-
-
-def test_a_python_without_venv_is_told_with_the_package_to_install(tmp_path):
-    python = fake(tmp_path / "python3", '#!/bin/sh\ncase "$2" in *venv*) exit 1;; esac\nexit 0\n')
-    done = make("environment", f"PYTHON={python}", f"VENV={tmp_path}/venv")
-    assert done.returncode != 0
-    assert said_by(done) == [f"{python} lacks venv: install it (Debian: apt install python3-venv)"]
-
-
-def test_a_python_that_is_too_old_is_told(tmp_path):
-    python = fake(tmp_path / "python3", "#!/bin/sh\nexit 1\n")
-    done = make("environment", f"PYTHON={python}", f"VENV={tmp_path}/venv")
-    assert done.returncode != 0
-    assert said_by(done)[0].startswith(f"{python} is older than Python 3.11")
 
 
 @pytest.mark.parametrize("tool", ["git", "make"])

@@ -11,7 +11,7 @@ from harness.refusal import ENDS_WITHIN_S, NO_BROKER, SERVICES, the_one_line
 
 from services.local import leftovers
 
-UP = [str(Path(sys.executable).with_name("evenload")), "up"]
+UP = [sys.executable, "-P", "-m", "services.cli", "up"]
 
 
 def service(who):

@@ -221,7 +221,7 @@ def test_nothing_can_be_broken_where_no_stack_runs(tmp_path):
 
 
 def evenload(gateway, *arguments):
-    return [sys.executable, "-m", "services.cli.main", *arguments, "--url", gateway.url]
+    return [sys.executable, "-m", "services.cli", *arguments, "--url", gateway.url]
 
 
 def test_a_reader_that_leaves_early_makes_no_trace(gateway):
