@@ -13,9 +13,13 @@ from pathlib import Path
 from typing import TypeVar
 
 from services.errors import Misconfigured
+from services.local.programs import find_program
 
 _LONGEST_STEP_S = 600
 _DEBIAN_KEYS = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
+
+_COUNT = ".evenload-files"
+"""In each copy: how many files it has."""
 
 Say = Callable[[str], None]
 Found = TypeVar("Found")
@@ -42,7 +46,11 @@ class PackageSet:
 
 def can_unpack() -> bool:
     """Whether this system has the tools to fetch and unpack packages."""
-    return bool(shutil.which("apt-get") and shutil.which("dpkg"))
+    return None not in _tools().values()
+
+
+def _tools() -> dict[str, Path | None]:
+    return {name: find_program(name, "--version") for name in ("apt-get", "dpkg")}
 
 
 def copy_dir(cache: Path, name: str) -> Path:
@@ -50,6 +58,20 @@ def copy_dir(cache: Path, name: str) -> Path:
     release = platform.freedesktop_os_release() if Path("/etc/os-release").exists() else {}
     system = release.get("VERSION_CODENAME") or release.get("ID") or platform.system().lower()
     return cache / f"{name}-{system}-{platform.machine()}"
+
+
+def is_whole(copy: Path) -> bool:
+    """Whether a copy has as many files as were unpacked: programs that tidy a cache up delete them one by one."""
+    try:
+        return _count_files(copy) >= int((copy / _COUNT).read_text())
+    except FileNotFoundError:
+        return True  # an earlier version made it
+    except (OSError, ValueError):
+        return False
+
+
+def _count_files(folder: Path) -> int:
+    return sum(len(files) for _, _, files in os.walk(folder))
 
 
 def libraries(copy: Path) -> str:
@@ -79,8 +101,11 @@ def obtain(
 def _unpack(
     packages: PackageSet, copy: Path, is_whole: Callable[[], bool], say: Say, environment: Mapping[str, str]
 ) -> None:
-    if not can_unpack():
-        raise Misconfigured(f"there is no {packages.title} here, and no apt-get to unpack one with: {packages.cures}")
+    tools = _tools()
+    if None in tools.values():
+        raise Misconfigured(
+            f"there is no {packages.title} here, and no apt-get and dpkg that run to unpack one with: {packages.cures}"
+        )
     with _locked(copy):
         # Somebody else may have unpacked it while this process waited for the lock.
         if is_whole():
@@ -89,14 +114,21 @@ def _unpack(
         for stale in copy.parent.glob(f"{scratches}*"):  # of a process that was killed: nobody else has the lock
             shutil.rmtree(stale, ignore_errors=True)
         with tempfile.TemporaryDirectory(dir=copy.parent, prefix=scratches) as scratch:
-            work = _Work(packages, Path(scratch), environment)
+            work = _Work(packages, Path(scratch), environment, tools)
             _fetch(work, say)
             root = Path(scratch) / "root"
             for package in sorted(Path(scratch).glob("*.deb")):
                 work.step(["dpkg", "-x", str(package), str(root)], f"unpacking {packages.title}")
             packages.relocate(root, copy)
+            (root / _COUNT).write_text(f"{_count_files(root) + 1}\n")
             shutil.rmtree(copy, ignore_errors=True)
-            root.rename(copy)
+            try:
+                root.rename(copy)
+            except OSError as error:
+                raise Misconfigured(
+                    f"EVENLOAD_CACHE_DIR: {copy} cannot be replaced ({error.strerror}): "
+                    "remove it, or name another folder"
+                ) from None
 
 
 @dataclass(frozen=True)
@@ -104,13 +136,14 @@ class _Work:
     packages: PackageSet
     scratch: Path
     environment: Mapping[str, str]
+    tools: Mapping[str, Path | None]
 
     def step(self, command: list[str], what: str) -> str:
         """Run one command; returns what it printed."""
         cures = self.packages.cures
         try:
             done = subprocess.run(  # noqa: S603 (our own arguments)
-                command,
+                [str(self.tools[command[0]]), *command[1:]],
                 cwd=self.scratch,
                 env={**os.environ, **self.environment, "LC_ALL": "C.UTF-8", "DEBIAN_FRONTEND": "noninteractive"},
                 stdin=subprocess.DEVNULL,
@@ -119,6 +152,8 @@ class _Work:
                 timeout=_LONGEST_STEP_S,
                 check=False,
             )
+        except OSError as error:
+            raise Misconfigured(f"{what} failed ({command[0]} does not run: {error.strerror}): {cures}") from None
         except subprocess.TimeoutExpired:
             raise Misconfigured(f"{what} took more than {_LONGEST_STEP_S} s: {cures}") from None
         if done.returncode != 0:
@@ -195,7 +230,9 @@ def _locked(copy: Path) -> Iterator[None]:
         copy.parent.mkdir(parents=True, exist_ok=True)
         lock = os.open(copy.with_name(f"{copy.name}.lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
-        raise Misconfigured(f"EVENLOAD_CACHE_DIR: {copy.parent} cannot be written: {error.strerror}") from None
+        raise Misconfigured(
+            f"EVENLOAD_CACHE_DIR: {copy.parent} cannot be written ({error.strerror}): name a folder of your own"
+        ) from None
     try:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield

@@ -3,6 +3,7 @@
 import errno
 import os
 import secrets
+import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +13,9 @@ from services.ledger.address import SETTING, SQLITE_SCHEME, sqlite_path
 from services.local.ports import HOST
 from services.local.prometheus_programs import OFF, locate_prometheus
 from services.settings import LocalSettings, given
+
+LONGEST_PATH_BYTES = 480
+"""SQLite takes 512 for a file, of which some are for the names that it gives to files beside it."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,7 @@ class Plan:
 def make_plan(settings: LocalSettings) -> Plan:
     """Decide, and make the data folder; raises `Misconfigured` for what would be refused later."""
     data = settings.data_dir.resolve()
+    _refuse_unusable(data)
     try:
         (data / "logs").mkdir(parents=True, exist_ok=True)
         for folder in (data, data / "logs"):
@@ -69,6 +74,15 @@ def make_plan(settings: LocalSettings) -> Plan:
 def default_ledger(data: Path) -> str:
     """The address of the ledger in a data folder."""
     return f"{SQLITE_SCHEME}{data / 'ledger.sqlite'}"
+
+
+def _refuse_unusable(data: Path) -> None:
+    if any(unicodedata.category(sign) == "Cc" for sign in str(data)):
+        raise Misconfigured(f"EVENLOAD_DATA_DIR: {data} holds a control character: name a folder without")
+    if len(os.fsencode(data)) > LONGEST_PATH_BYTES:
+        raise Misconfigured(
+            f"EVENLOAD_DATA_DIR: {data} is longer than {LONGEST_PATH_BYTES} bytes: name a folder with a shorter path"
+        )
 
 
 def cache_dir(settings: LocalSettings) -> Path:

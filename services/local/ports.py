@@ -37,8 +37,8 @@ def free_ports(count: int) -> list[int]:
 @contextlib.contextmanager
 def _turn() -> Iterator[int | None]:
     """The locked file that holds the next port; None where it cannot be used."""
-    path = Path(tempfile.gettempdir()) / f"evenload-next-port-{os.getuid()}"
     try:
+        path = Path(tempfile.gettempdir()) / f"evenload-next-port-{os.getuid()}"
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     except OSError:
         yield None

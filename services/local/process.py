@@ -12,7 +12,7 @@ class ProcessSpec:
     name: str
     argv: tuple[str, ...]
     environment: Mapping[str, str]
-    """Added to this process's own environment."""
+    """Added to what it inherits."""
     log: Path
     is_ready: Callable[[], Awaitable[bool]]
     cwd: Path | None = None
@@ -21,3 +21,10 @@ class ProcessSpec:
     """After SIGTERM; then it is killed."""
     is_optional: bool = False
     """Whether the stack goes on without it."""
+    inherits: frozenset[str] | None = None
+    """Which variables of this process it gets; all of them when None."""
+
+    def environment_in(self, own: Mapping[str, str]) -> dict[str, str]:
+        """Its whole environment, where the process that starts it has `own`."""
+        kept = {name: value for name, value in own.items() if self.inherits is None or name in self.inherits}
+        return kept | dict(self.environment)

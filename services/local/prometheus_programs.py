@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from services.errors import Misconfigured
-from services.local.packages import PackageSet, Say, copy_dir, libraries, obtain
+from services.local.packages import PackageSet, Say, copy_dir, is_whole, libraries, obtain
+from services.local.programs import find_program
 
 AUTO = "auto"
 OFF = ("0", "off")
@@ -48,8 +49,8 @@ def locate_prometheus(wish: str, cache: Path) -> PrometheusInstallation | None:
     """
     if wish != AUTO:
         return _named(wish)
-    installed = shutil.which("prometheus")
-    return PrometheusInstallation(Path(installed)) if installed else _unpacked(copy_dir(cache, "prometheus"))
+    installed = find_program("prometheus", "--version")
+    return PrometheusInstallation(installed) if installed else _unpacked(copy_dir(cache, "prometheus"))
 
 
 def _named(name: str) -> PrometheusInstallation:
@@ -74,7 +75,7 @@ def _named(name: str) -> PrometheusInstallation:
 
 def _unpacked(copy: Path) -> PrometheusInstallation | None:
     program = copy / "usr/bin/prometheus"
-    if not program.exists():
+    if not program.exists() or not is_whole(copy):
         return None
     pages = copy / "usr/share/prometheus/web"
     # Debian's program looks for its pages in the system; others carry theirs, and do not know the option.

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from services.broker import topology
+from services.local.plain_paths import is_plain, seen_from_inside
 from services.local.ports import HOST
 from services.local.process import ProcessSpec
 from services.local.rabbitmq_programs import RabbitInstallation
@@ -19,6 +20,11 @@ DISK_FREE_LIMIT = "64MB"
 CONFIGURATION = "rabbitmq.conf"
 PASSWORDS = "passwords.json"
 CONSOLE_PORT = "management.tcp.port = "
+PROGRAMS = "programs"
+INHERITED = frozenset(
+    {"LANG", "LC_ALL", "LC_CTYPE", "LD_LIBRARY_PATH", "LOGNAME", "PATH", "TERM", "TMPDIR", "TZ", "USER"}
+)
+"""What a node gets of the user's environment: variables like RABBITMQ_NODE_PORT and ERL_FLAGS are for other nodes."""
 AMQP_HEADER = b"AMQP\x00\x00\x09\x01"
 
 
@@ -59,31 +65,45 @@ class PrivateBroker:
 
     def processes(self, logs: Path) -> tuple[ProcessSpec, ProcessSpec]:
         """Epmd and the node, in the order of their start."""
-        environment = self._environment()
+        installation = self._installation()
+        environment = self._environment(installation)
         epmd = ProcessSpec(
             name="epmd",
             # As a child of ours, or the node would start a daemon that outlives it.
-            argv=(str(self.installation.epmd), "-port", str(self.ports.epmd), "-address", HOST),
+            argv=(str(installation.epmd), "-port", str(self.ports.epmd), "-address", HOST),
             environment=environment,
             log=logs / "epmd.log",
             is_ready=lambda: _accepts(self.ports.epmd),
+            cwd=self.data,
+            inherits=INHERITED,
         )
         node = ProcessSpec(
             name="rabbitmq",
-            argv=(str(self.installation.server),),
+            argv=(str(installation.server),),
             environment=environment,
             log=logs / "rabbitmq.log",
             is_ready=lambda: _speaks_amqp(self.ports.amqp),
-            cwd=self.data,  # where Mnesia leaves its dumps
+            cwd=self.data,  # where Mnesia leaves its dumps, and what `seen_from_inside` names
+            inherits=INHERITED,
             ready_within_s=90,
             stops_within_s=8,
         )
         return epmd, node
 
-    def _environment(self) -> dict[str, str]:
-        data = self.data
+    def _installation(self) -> RabbitInstallation:
+        """The programs where their scripts find one another: behind a link, if the copy's folder has a strange name."""
+        copy = self.installation.copy
+        if copy is None or is_plain(copy):
+            return self.installation
+        link = self.data / PROGRAMS
+        link.unlink(missing_ok=True)
+        link.symlink_to(copy)
+        return self.installation.seen_at(seen_from_inside(self.data) / PROGRAMS)
+
+    def _environment(self, installation: RabbitInstallation) -> dict[str, str]:
+        data = seen_from_inside(self.data)
         return {
-            **self.installation.environment,
+            **installation.environment,
             "HOME": str(data / "home"),
             # The script then becomes the node instead of staying above it as a shell.
             "RUNNING_UNDER_SYSTEMD": "1",

@@ -96,7 +96,7 @@ class Supervisor:
                     stdout=log,
                     stderr=log,
                     cwd=spec.cwd,
-                    env={**os.environ, **spec.environment, **self._environment},
+                    env=spec.environment_in(os.environ) | self._environment,
                     start_new_session=True,
                 )
         except OSError as error:
@@ -195,7 +195,7 @@ def _command(pid: int) -> str:
 def last_lines(log: Path, most: int = LAST_LINES) -> str:
     """The end of a log file, indented; of a structured line its event and what it says of a cause."""
     try:
-        lines = log.read_text(errors="replace").splitlines()[-most:]
+        lines = log.read_text("utf-8", errors="replace").splitlines()[-most:]
     except OSError:
         lines = ["(no log)"]
     return "\n".join(f"    {_readable(line)}" for line in lines)

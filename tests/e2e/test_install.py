@@ -31,8 +31,10 @@ def test_without_network_and_cache_the_missing_broker_is_named_with_its_cures(tm
         'Acquire::Retries::Delay "false";\n'
     )
     monkeypatch.setenv("APT_CONFIG", str(unreachable))
-    which = shutil.which
-    monkeypatch.setattr(shutil, "which", lambda name: None if name in ("erl", "epmd") else which(name))
+    find_program = rabbitmq_programs.find_program
+    monkeypatch.setattr(
+        rabbitmq_programs, "find_program", lambda name, *more: None if name == "erl" else find_program(name, *more)
+    )
     with pytest.raises(Misconfigured) as refused:
         rabbitmq_programs.find_rabbitmq(tmp_path / "cache", print)
     assert "fetching package lists failed" in str(refused.value)
@@ -53,6 +55,11 @@ def test_the_built_wheel_runs_outside_the_tree_and_tells_programs_where_everythi
     environment = {
         "PYTHONPATH": f"{site}{os.pathsep}{dependencies}",
         "EVENLOAD_AMQP_URL": vhost.amqp_url("operator"),
+        # Nothing is sent through a proxy, and what Kubernetes writes for a service of our name is ignored.
+        "http_proxy": "http://127.0.0.1:9",
+        "ALL_PROXY": "http://127.0.0.1:9",
+        "EVENLOAD_ADMIN_PORT": "tcp://10.0.0.1:80",
+        "EVENLOAD_GATEWAY_SERVICE_HOST": "10.0.0.1",
     }
     python = [sys.executable, "-S", "-c"]
     where = "import services, gateway, balancer, substations as s; print(services.__file__, s.__file__)"
@@ -62,7 +69,9 @@ def test_the_built_wheel_runs_outside_the_tree_and_tells_programs_where_everythi
     assert all(path.startswith(str(site)) for path in found.stdout.split())
     command = [sys.executable, "-c", "import services.cli.main as it; it.main()", "up", "--json"]
     errors = tmp_path / "errors"
-    with started(tmp_path / "data", port, command=command, cwd=tmp_path, errors=errors, **environment) as stack:
+    with started(
+        tmp_path / "what's #1? 100%", port, command=command, cwd=tmp_path, errors=errors, **environment
+    ) as stack:
         running = json.loads(stack.until_said(r'(?m)^\{.*"gateway_url".*\}$').group())
         assert running["gateway_url"] == stack.url
         assert running["supervisor_pid"] == stack.process.pid

@@ -73,7 +73,7 @@ class Node:
                 process = self._processes[spec.name] = subprocess.Popen(
                     spec.argv,
                     cwd=spec.cwd or self._data,
-                    env={**os.environ, **spec.environment, **self._marks},
+                    env=spec.environment_in(os.environ) | self._marks,
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=log,
@@ -123,9 +123,9 @@ class Node:
         """What `rabbitmqctl` says."""
         node = self._specs[1]
         return subprocess.run(
-            [str(self.broker.installation.server.with_name("rabbitmqctl")), *arguments],
-            env={**os.environ, **node.environment},
-            cwd=self._data,
+            [str(Path(node.argv[0]).with_name("rabbitmqctl")), *arguments],
+            env=node.environment_in(os.environ),
+            cwd=node.cwd,
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,

@@ -78,7 +78,7 @@ class Part:
                     stdout=log,
                     stderr=log,
                     cwd=self.spec.cwd,
-                    env={**os.environ, **self.spec.environment, **self.marks},
+                    env=self.spec.environment_in(os.environ) | self.marks,
                     start_new_session=True,
                 )
             code = await process.wait()
@@ -160,7 +160,7 @@ class ChaosStack:
             stdout=asyncio.subprocess.DEVNULL,
             stderr=asyncio.subprocess.DEVNULL,
             cwd=node.cwd,
-            env={**os.environ, **node.environment, **self.parts[BROKER].marks},
+            env=node.environment_in(os.environ) | self.parts[BROKER].marks,
         )
         await process.wait()
 

@@ -1,7 +1,6 @@
 """The private copy of Prometheus: whole enough to serve its pages, and no more than that."""
 
 import re
-import shutil
 
 import aiohttp
 
@@ -15,8 +14,8 @@ BYTES_MAX = 150 * 2**20
 
 
 async def test_a_fresh_copy_serves_its_pages_with_all_that_they_ask_for_and_is_small(tmp_path, monkeypatch):
-    which, cache = shutil.which, tmp_path / "cache"
-    monkeypatch.setattr(shutil, "which", lambda name: None if name == "prometheus" else which(name))
+    cache = tmp_path / "a cache's José"
+    monkeypatch.setattr(prometheus_programs, "find_program", lambda *_: None)
     unpacked = prometheus_programs.find_prometheus("auto", cache, print)
     files = [one for one in cache.rglob("*") if one.is_file() and not one.is_symlink()]
     assert {unpacked.program, unpacked.program.with_name("promtool")} <= set(files)
