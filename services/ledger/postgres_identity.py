@@ -13,7 +13,7 @@ _MARK: LiteralString = (
     "CASE WHEN has_sequence_privilege('public.transition_number_seq', 'SELECT') "
     "THEN coalesce(pg_sequence_last_value('public.transition_number_seq'), 0) END AS mark"
 )
-_LOOK: LiteralString = "SELECT (SELECT value FROM public.meta WHERE name = 'ledger_id') AS ledger_id, " + _MARK  # noqa: S608 (constants)
+_LOOK: LiteralString = "SELECT value AS ledger_id, " + _MARK + " FROM public.meta WHERE name = 'ledger_id'"  # noqa: S608 (constants)
 # A sequence is ahead of what is committed, and a server that crashes may set it back, unless this transaction's
 # commit has waited for the disk: then all that it saw is there, too. It waits only where it has changed something.
 _LOOK_AND_COMMIT: LiteralString = f"SELECT {_MARK}, pg_current_xact_id_if_assigned() IS NOT NULL AS waits; COMMIT"

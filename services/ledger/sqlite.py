@@ -95,6 +95,7 @@ class SqliteDriver:
 
     def _require_own_files(self) -> None:
         """Raise `LedgerUnavailable` unless all files are those that were opened, and hold what they held."""
+        self._files.refresh()
         if fault := self._files.main_moved():
             self._was_wrong = True
             self._seen.refuse(fault)
@@ -161,6 +162,7 @@ class SqliteReader:
         return self._opened
 
     def _require_own_files(self, connection: sqlite3.Connection, files: OpenFiles, lock: int) -> None:
+        files.refresh()
         fault = files.main_moved()
         if fault is None:
             if lost := files.lost():

@@ -100,40 +100,38 @@ class OpenFiles:
         self._path = path
         self._seen = seen
         self._log, self._index = beside(path, "-wal"), beside(path, "-shm")
-        self._inodes = self._now()
         self._state: tuple[int, int] | None = None
+        self.refresh()
+        self._opened = [_inode(one) for one in self._about]
 
-    def _now(self) -> tuple[tuple[int, int] | None, ...]:
-        return tuple(_inode(one) for one in (self._path, self._log, self._index))
+    def refresh(self) -> None:
+        """Look at the files' names and times: what is told below is as it was at this moment. Raises `OSError`."""
+        self._about = [_about(one) for one in (self._path, self._log, self._index)]
 
     def main_moved(self) -> str | None:
         """What became of the main file, as the end of a sentence; None while it lies where it was opened."""
-        now = _inode(self._path)
-        if now is None:
+        if self._about[0] is None:
             return "is gone"
-        return None if now == self._inodes[0] else "is another file than the one that was opened"
+        return None if _inode(self._about[0]) == self._opened[0] else "is another file than the one that was opened"
 
     def lost(self) -> Path | None:
         """The log or the index, where it was deleted or replaced, though it is in use."""
-        now = self._now()
-        if now == self._inodes:
-            return None
-        return self._log if now[1] != self._inodes[1] else self._index
+        _, log, index = (_inode(one) == opened for one, opened in zip(self._about, self._opened, strict=True))
+        return None if log and index else self._index if log else self._log
 
     @property
     def log_is_gone(self) -> bool:
         """Whether the write-ahead log has no name any more; who has it open reads it all the same."""
-        return _inode(self._log) is None
+        return self._about[1] is None
 
     @property
     def main_has_changed(self) -> bool:
         """Whether somebody wrote the main file since it was last looked at, as SQLite does once in a while."""
-        about = self._path.stat()
-        return (about.st_mtime_ns, about.st_size) != self._state
+        return _state(self._about[0]) != self._state
 
     def main_fault(self) -> str | None:
         """Look at the main file alone, with the writers' lock; None where it still has all that it had."""
-        about = self._path.stat()
+        state = _state(_about(self._path))
         try:
             main = look_at_main_file(self._path)
         except sqlite3.Error as error:
@@ -141,13 +139,20 @@ class OpenFiles:
         if main.ledger_id != self._seen.ledger_id or (main.mark or 0) < self._seen.main_mark:
             return "was overwritten by another or an older ledger while it was open"
         self._seen.note_main(main.mark or 0)
-        self._state = (about.st_mtime_ns, about.st_size)
+        self._state = state
         return None
 
 
-def _inode(path: Path) -> tuple[int, int] | None:
+def _about(path: Path) -> os.stat_result | None:
     try:
-        about = os.stat(path)  # noqa: PTH116 (a third faster, before every transaction)
+        return os.stat(path)  # noqa: PTH116 (a third faster, before every transaction)
     except FileNotFoundError:
         return None
-    return about.st_dev, about.st_ino
+
+
+def _inode(about: os.stat_result | None) -> tuple[int, int] | None:
+    return None if about is None else (about.st_dev, about.st_ino)
+
+
+def _state(about: os.stat_result | None) -> tuple[int, int] | None:
+    return None if about is None else (about.st_mtime_ns, about.st_size)
