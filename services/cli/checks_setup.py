@@ -13,7 +13,7 @@ from services.cli.checks import Check, misconfigured, note, ok, problem, with_cu
 from services.errors import Misconfigured
 from services.grid import load_grid
 from services.local import prometheus_programs
-from services.local.packages import can_unpack
+from services.local.packages import can_unpack, copy_dir
 from services.local.plan import cache_dir
 from services.local.prometheus_programs import OFF, locate_prometheus
 from services.local.rabbitmq_programs import CURES, locate_rabbitmq
@@ -50,6 +50,9 @@ def check_python() -> Check:
     if sys.getfilesystemencoding() != "utf-8":
         said += f", file names in {sys.getfilesystemencoding()}"
         return note("python", said, "set LC_ALL=C.UTF-8 or PYTHONUTF8=1, or start it as .venv/bin/evenload")
+    made_in = Path(sys.prefix) / ".place"  # written by tools/environment
+    if made_in.exists() and made_in.read_text("utf-8", "surrogateescape").strip() != str(Path(sys.prefix).parent):
+        return note("python", f"{said}, which was moved", "`make run` makes it anew")
     if sys.prefix == sys.base_prefix:
         return note("python", f"{said}, no virtual environment", "`make run` makes one in .venv")
     return ok("python", said)
@@ -102,6 +105,9 @@ def check_rabbitmq(settings: LocalSettings, amqp_url: str | None) -> Check:
         return ok("rabbitmq", "the broker of EVENLOAD_AMQP_URL")
     cache = cache_dir(settings)
     found = locate_rabbitmq(cache)
+    if found is None and copy_dir(cache, "rabbitmq").exists() and can_unpack():
+        said = f"the copy in {cache} was moved, or files of it are gone"
+        return note("rabbitmq", said, "`make run` fetches and unpacks it anew, once")
     if found is not None:
         kind = f"a copy in {cache}" if found.server.is_relative_to(cache) else "installed"
         return ok("rabbitmq", f"{kind}: {found.server.parent.parent.name}")

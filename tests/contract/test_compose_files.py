@@ -1,6 +1,11 @@
 import base64
 import json
+import os
 import re
+import subprocess
+import sys
+import threading
+from http.server import HTTPServer, SimpleHTTPRequestHandler
 from pathlib import Path
 
 import pytest
@@ -78,6 +83,21 @@ def test_every_port_is_published_on_loopback_only():
     for port in "".join(blocks).splitlines():
         assert re.fullmatch(r'      - "127\.0\.0\.1:\$\{[A-Z]+_PORT:-\d+\}:\d+"', port)
     assert "network_mode" not in COMPOSE
+
+
+def test_no_health_check_goes_through_a_proxy_that_docker_gives_the_container():
+    asked = [line for line in COMPOSE.splitlines() if "wget" in line]
+    assert len(asked) == 2
+    assert all("[CMD, env, -u, http_proxy, wget, -q," in line for line in asked)
+
+    [check] = re.findall(r'^        - "(import urllib.*)"$', COMPOSE, re.MULTILINE)
+    proxy = {**os.environ, "http_proxy": "http://127.0.0.1:9", "no_proxy": ""}
+    with HTTPServer(("127.0.0.1", 0), SimpleHTTPRequestHandler) as page:
+        threading.Thread(target=page.handle_request).start()
+        here = check.replace("8089", str(page.server_port))
+        assert subprocess.run([sys.executable, "-c", here], env=proxy, check=False).returncode == 0
+    assert subprocess.run([sys.executable, "-c", here], env=proxy, capture_output=True, check=False).returncode == 1
+    assert re.search(r"^      NO_PROXY: .*\bprometheus\b", COMPOSE, re.MULTILINE)
 
 
 def test_every_image_is_pinned():

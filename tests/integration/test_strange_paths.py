@@ -36,7 +36,7 @@ def moved_cache(tmp_path):
 
 
 def test_a_node_in_folders_of_any_name_measures_its_disk_and_is_scraped(moved_cache, monkeypatch):
-    for name, value in {"RABBITMQ_NODE_PORT": "1", "ERL_FLAGS": "-no_such_option", "TMPDIR": "/nowhere"}.items():
+    for name, value in {"RABBITMQ_USE_LONGNAME": "true", "ERL_FLAGS": "+no_such_option", "TMPDIR": "/nowhere"}.items():
         monkeypatch.setenv(name, value)  # of the user's, for other nodes
     data = moved_cache.parent / "data"
     data.mkdir()

@@ -3,6 +3,7 @@
 import fcntl
 import logging
 import os
+import shutil
 import sqlite3
 import subprocess
 import sys
@@ -12,11 +13,18 @@ from typer.testing import CliRunner
 
 from services.cli.checks import Check, Finding, exit_code, note, ok, with_cure, worst
 from services.cli.checks_ledger import check_ledger, registered_substations
-from services.cli.checks_setup import check_folders, check_settings, check_surroundings
+from services.cli.checks_setup import (
+    check_folders,
+    check_python,
+    check_rabbitmq,
+    check_settings,
+    check_surroundings,
+)
 from services.cli.main import app
 from services.errors import Misconfigured
 from services.ledger import schema, sqlite_files, sqlite_setup
 from services.local import locks
+from services.local.packages import copy_dir
 from services.local.ports import free_ports
 from services.settings import LocalSettings
 
@@ -172,6 +180,39 @@ def test_variables_of_others_are_told_and_are_no_fault(monkeypatch):
     assert "do-not-print-me" not in proxied.said + proxied.cure
     assert [one.finding for one in check_settings()] == [Finding.OK]
     assert list(check_surroundings({"PATH": "/bin", "http_proxy": ""})) == []
+
+
+def test_a_cache_that_was_moved_is_told_and_is_no_fault(tmp_path, monkeypatch):
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    for name in ("apt-get", "dpkg"):
+        (programs / name).symlink_to(shutil.which("true"))
+    monkeypatch.setenv("PATH", str(programs))
+    settings = LocalSettings(cache_dir=tmp_path / "cache")
+    assert check_rabbitmq(settings, None).said.startswith("not there yet: ")
+
+    (copy_dir(tmp_path / "cache", "rabbitmq") / "usr").mkdir(parents=True)
+    found = check_rabbitmq(settings, None)
+
+    assert found.finding is Finding.NOTE
+    assert found.said == f"the copy in {tmp_path / 'cache'} was moved, or files of it are gone"
+    assert found.cure == "`make run` fetches and unpacks it anew, once"
+
+
+def test_an_environment_that_was_moved_and_a_locale_of_another_encoding_are_told(tmp_path, monkeypatch):
+    prefix = tmp_path / ".venv"
+    prefix.mkdir()
+    monkeypatch.setattr(sys, "prefix", str(prefix))
+    (prefix / ".place").write_text(f"{tmp_path}\n")
+    assert check_python().finding is Finding.OK
+
+    (prefix / ".place").write_text("/elsewhere\n")
+    assert check_python().said.endswith(f" in {prefix}, which was moved")
+    assert check_python().cure == "`make run` makes it anew"
+
+    monkeypatch.setattr(sys, "getfilesystemencoding", lambda: "ascii")
+    assert check_python().said.endswith(", file names in ascii")
+    assert "PYTHONUTF8=1" in check_python().cure
 
 
 def test_sound_settings_are_well(monkeypatch):
