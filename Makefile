@@ -10,6 +10,9 @@ BIN := $(VENV)/bin
 export PYTHONUTF8 := 1
 unexport PYTHONHOME PYTHONPATH PYTHONPLATLIBDIR PYTHONWARNINGS PYTHONOPTIMIZE PYTHONINSPECT
 export PYTHON
+# What is asked on this machine is asked directly.
+export no_proxy := localhost,127.0.0.1,$(or $(no_proxy),$(NO_PROXY))
+export NO_PROXY := $(no_proxy)
 
 .PHONY: help run rush locust test test-compose test-chaos audit model walks mutants chaos check readme dashboards lock clean
 
@@ -86,7 +89,7 @@ clean: ## Remove the environment, the local stack's data and all caches of this 
 
 # The stamps name what was installed; a half-made environment has none and is made anew. So is one that was moved, or
 # whose Python is gone.
-ifneq ($(shell tools/environment is-sound $(VENV) && echo yes),yes)
+ifneq ($(shell sh tools/environment is-sound $(VENV) && echo yes),yes)
 $(VENV)/.runtime $(VENV)/.dev: FORCE
 endif
 
@@ -105,4 +108,4 @@ $(VENV)/.audit: requirements/audit.txt $(VENV)/.dev
 
 .PHONY: environment FORCE
 environment:
-	@tools/environment make $(VENV) $(LOCK)
+	@sh tools/environment make $(VENV) $(LOCK)

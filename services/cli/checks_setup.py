@@ -14,7 +14,7 @@ from services.errors import Misconfigured
 from services.grid import load_grid
 from services.local import prometheus_programs
 from services.local.packages import can_unpack, copy_dir
-from services.local.plan import cache_dir
+from services.local.plan import cache_dir, refuse_unusable
 from services.local.prometheus_programs import OFF, locate_prometheus
 from services.local.rabbitmq_programs import CURES, locate_rabbitmq
 from services.service_links import CURE as SERVICE_LINKS_CURE
@@ -111,6 +111,10 @@ def check_rabbitmq(settings: LocalSettings, amqp_url: str | None) -> Check:
     if found is not None:
         kind = f"a copy in {cache}" if found.server.is_relative_to(cache) else "installed"
         return ok("rabbitmq", f"{kind}: {found.server.parent.parent.name}")
+    there = _nearest(cache)
+    if not (there.is_dir() and os.access(there, os.W_OK | os.X_OK)):
+        said = f"not there yet, and {there} cannot be written to unpack a copy"
+        return misconfigured("rabbitmq", said, "set EVENLOAD_CACHE_DIR to a folder of your own")
     if can_unpack():
         return ok("rabbitmq", "not there yet: `make run` fetches and unpacks a copy, once")
     return misconfigured("rabbitmq", "not installed, and no apt-get to unpack a copy with", CURES)
@@ -135,6 +139,11 @@ def check_prometheus(settings: LocalSettings) -> Check:
 def check_folders(settings: LocalSettings) -> Iterator[Check]:
     """The data folder, and the room on its disk."""
     data = settings.data_dir.resolve()
+    try:
+        refuse_unusable(data)
+    except Misconfigured as error:
+        yield with_cure("data folder", error)
+        return
     there = _nearest(data)
     if not there.is_dir() or not os.access(there, os.R_OK | os.W_OK | os.X_OK):
         owner = there.owner() if there.is_dir() else "nobody: it is no folder"

@@ -52,7 +52,7 @@ class Plan:
 def make_plan(settings: LocalSettings) -> Plan:
     """Decide, and make the data folder; raises `Misconfigured` for what would be refused later."""
     data = settings.data_dir.resolve()
-    _refuse_unusable(data)
+    refuse_unusable(data)
     try:
         (data / "logs").mkdir(parents=True, exist_ok=True)
         for folder in (data, data / "logs"):
@@ -76,7 +76,8 @@ def default_ledger(data: Path) -> str:
     return f"{SQLITE_SCHEME}{data / 'ledger.sqlite'}"
 
 
-def _refuse_unusable(data: Path) -> None:
+def refuse_unusable(data: Path) -> None:
+    """Raise `Misconfigured` for a data folder in which no ledger can be."""
     if any(unicodedata.category(sign) == "Cc" for sign in str(data)):
         raise Misconfigured(f"EVENLOAD_DATA_DIR: {data} holds a control character: name a folder without")
     if len(os.fsencode(data)) > LONGEST_PATH_BYTES:

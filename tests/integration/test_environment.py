@@ -153,6 +153,13 @@ def test_a_package_index_that_does_not_answer_is_told_with_what_set_pip_up(clone
     assert (clone / ".venv/.runtime").stat().st_mtime_ns == before
 
 
+@pytest.mark.parametrize("name", ["no_proxy", "NO_PROXY"])
+def test_what_make_starts_asks_this_machine_directly_and_keeps_what_else_needs_no_proxy(name):
+    shown = make(ROOT, "--eval", "shown: ; @echo $$no_proxy $$NO_PROXY", "shown", **{name: "example.org"})
+
+    assert shown.stdout == "localhost,127.0.0.1,example.org localhost,127.0.0.1,example.org\n"
+
+
 @pytest.fixture
 def programs(tmp_path):
     """A folder of Pythons that stands first on the PATH."""

@@ -199,6 +199,26 @@ def test_a_cache_that_was_moved_is_told_and_is_no_fault(tmp_path, monkeypatch):
     assert found.cure == "`make run` fetches and unpacks it anew, once"
 
 
+def test_a_cache_that_cannot_be_written_is_told_while_there_is_no_copy(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    (tmp_path / "file").write_text("")
+
+    found = check_rabbitmq(LocalSettings(cache_dir=tmp_path / "file" / "cache"), None)
+
+    assert found.finding is Finding.MISCONFIGURED
+    assert found.said == f"not there yet, and {tmp_path / 'file'} cannot be written to unpack a copy"
+    assert found.cure == "set EVENLOAD_CACHE_DIR to a folder of your own"
+
+
+def test_a_data_folder_with_too_long_a_path_is_told_with_the_setting(tmp_path):
+    [found] = check_folders(LocalSettings(data_dir=tmp_path / ("x" * 250) / ("y" * 250)))
+
+    assert (found.check, found.finding) == ("data folder", Finding.MISCONFIGURED)
+    assert found.said.startswith("EVENLOAD_DATA_DIR: ")
+    assert found.said.endswith(" is longer than 480 bytes")
+    assert found.cure == "name a folder with a shorter path"
+
+
 def test_an_environment_that_was_moved_and_a_locale_of_another_encoding_are_told(tmp_path, monkeypatch):
     prefix = tmp_path / ".venv"
     prefix.mkdir()

@@ -20,4 +20,5 @@ def test_the_stack_says_where_everything_is(stack):
     assert status == 200
     assert f"http://127.0.0.1:{stack.port}" in stack.output
     assert stack.console()
+    assert "ignoring variables that an orchestrator wrote for its services: EVENLOAD_PORT\n" in stack.output
     assert stack.pids().keys() >= {"gateway", "balancer", "substation-north", "rabbitmq"}
