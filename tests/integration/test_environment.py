@@ -26,7 +26,7 @@ LOCALES = {
 
 def run(clone, *command, **variables):
     return subprocess.run(
-        command, cwd=clone, env=PLAIN | variables, capture_output=True, text=True, timeout=120, check=False
+        command, cwd=clone, env=PLAIN | variables, capture_output=True, text=True, timeout=400, check=False
     )
 
 
