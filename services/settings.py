@@ -1,7 +1,6 @@
 """Settings from `EVENLOAD_…` variables, checked as a whole before anything starts."""
 
 import difflib
-import ipaddress
 import os
 import re
 import secrets
@@ -15,6 +14,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from yarl import URL
 
 from services import crash_points
+from services.broker_address import broker_host, is_loopback
 from services.errors import Misconfigured
 from services.logs import LogFormat
 from services.service_links import is_service_link
@@ -29,12 +29,6 @@ Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
 
 GUESSED_PASSWORDS = ("", "guest", "changeme")
 """Refused where the broker is not on this machine."""
-
-NOT_ENCODED = (
-    "a user, password or vhost holds a # / ? or @ as it is: write # as %23, / as %2F, ? as %3F, @ as %40 and % as %25"
-)
-
-_PORT_NEEDED = "its port must be a number from 1 to 65535"
 
 HEARTBEAT_MAX_S = 600
 """With a longer one, a connection that has fallen silent would be missed for half an hour."""
@@ -106,11 +100,11 @@ class CommonSettings(Settings):
     @field_validator("amqp_url")
     @classmethod
     def _amqp_scheme(cls, value: str) -> str:
-        host = _broker_host(value)
+        host = broker_host(value)
         heartbeat = URL(value).query.get("heartbeat", "10")
         if not (heartbeat.isdecimal() and 1 <= int(heartbeat) <= HEARTBEAT_MAX_S):
             raise ValueError(f"its heartbeat must be a whole number of seconds from 1 to {HEARTBEAT_MAX_S}")
-        if (URL(value).password or "") in GUESSED_PASSWORDS and not _is_loopback(host):
+        if (URL(value).password or "") in GUESSED_PASSWORDS and not is_loopback(host):
             raise ValueError(
                 f"the password for {host} is empty or one that everybody guesses: "
                 "give the broker's user a password of its own, and the address that password"
@@ -161,34 +155,6 @@ def _refuse_stray_signs(value: str, *, is_password: bool) -> None:
         raise ValueError("it begins or ends with white space: remove that")
     if any(unicodedata.category(sign) == "Cc" for sign in value):
         raise ValueError("it holds a control character: remove that")
-
-
-def _broker_host(address: str) -> str:
-    """The host in a broker's address; raises `ValueError` with the cure for an address that is none."""
-    _, *beyond = re.split(r"[/?#]", address.partition("://")[2], maxsplit=1)
-    if "#" in address or any("@" in one for one in beyond):
-        # Such a sign ends user and password early, and a part of the password would be taken for the host.
-        raise ValueError(NOT_ENCODED)
-    try:
-        url = URL(address)
-        host = url.host or ""
-        is_sound = url.scheme in ("amqp", "amqps") and bool(host.encode("idna"))
-    except ValueError as error:
-        if "port" in str(error).lower():
-            raise ValueError(_PORT_NEEDED) from None
-        is_sound = False
-    if not is_sound:
-        raise ValueError("an address like amqp://user:password@127.0.0.1:5672/evenload is needed")
-    if url.explicit_port == 0:
-        raise ValueError(_PORT_NEEDED)
-    return host
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 AnySettings = TypeVar("AnySettings", bound=Settings)
