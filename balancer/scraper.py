@@ -75,7 +75,7 @@ class Scraper:
                 readings = parse_readings(exposition, taken_at_s)
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             self._scrapes.labels("failed").inc()
-            log.info("scrape_failed", address=address, cause=str(error) or type(error).__name__)
+            log.warning("scrape_failed", address=address, cause=str(error) or type(error).__name__)
             return {}
         except (BadReading, UnicodeDecodeError) as fault:
             self._scrapes.labels("rejected").inc()

@@ -11,13 +11,11 @@ from aiohttp.web_protocol import RequestHandler
 from gateway.metrics import GatewayMetrics
 from gateway.problems import CLIENT_GONE, OUR_FAULT, problem_response
 from gateway.settings import GatewaySettings
-from services.admin import bind
+from services.admin import KEEP_ALIVE_S, bind
 from services.logs import get_logger
 
 log = get_logger(__name__)
 
-KEEP_ALIVE_S = 60.0
-"""How long a connection may be idle, or take for the head of a request; it holds a file descriptor meanwhile."""
 DRAIN_S = 5.0
 ENCODINGS = "Content-Encoding: the gateway decodes gzip and deflate; send one of these, or the body as it is"
 FAULTS: dict[type[Exception], tuple[HTTPStatus, str]] = {

@@ -9,6 +9,9 @@ from prometheus_client.aiohttp import make_aiohttp_handler
 
 from services.errors import Misconfigured
 
+KEEP_ALIVE_S = 60.0
+"""How long a connection may be idle, or take for the head of a request; it holds a file descriptor meanwhile."""
+
 
 class AdminServer:
     """Tells whether the process lives and is ready, and what it measures."""
@@ -21,7 +24,7 @@ class AdminServer:
         app.router.add_get("/healthz", self._healthz)
         app.router.add_get("/readyz", self._readyz)
         app.router.add_get("/metrics", make_aiohttp_handler(registry))
-        self._runner = web.AppRunner(app, access_log=None, handle_signals=False)
+        self._runner = web.AppRunner(app, access_log=None, handle_signals=False, keepalive_timeout=KEEP_ALIVE_S)
         self._url = ""
 
     @property

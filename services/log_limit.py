@@ -12,6 +12,8 @@ PERIOD_S = 10.0
 """A warning or an error of one kind is written once in this time."""
 KINDS_MAX = 1_000
 """Kinds that are remembered at once; beyond, a kind may be written more often."""
+LINES_PER_S_MAX = 50
+"""Of all kinds together, in one second."""
 INFO_MAX = 50
 """Lines of one event below a warning that are written in a period, because these tell what was done."""
 
@@ -31,6 +33,8 @@ class LogLimit:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._kinds: dict[Hashable, _Kind] = {}
+        self._second = 0
+        self._written = 0
 
     def admit(self, kind: Hashable, most: int = 1) -> int | None:
         """None for a line that is left out, else how many of its kind were left out since the last one.
@@ -47,9 +51,12 @@ class LogLimit:
             known = self._kinds[kind] = _Kind(now_s)
         elif now_s - known.began_at_s >= PERIOD_S:
             known.began_at_s, known.written = now_s, 0
-        if known.written >= most:
+        if self._second != int(now_s):
+            self._second, self._written = int(now_s), 0
+        if known.written >= most or self._written >= LINES_PER_S_MAX:
             known.suppressed += 1
             return None
         known.written += 1
+        self._written += 1
         suppressed, known.suppressed = known.suppressed, 0
         return suppressed

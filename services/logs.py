@@ -13,8 +13,19 @@ from services.log_limit import INFO_MAX, LogLimit
 
 LogFormat = Literal["auto", "json", "console"]
 
-AUDIT = frozenset({"promise_broken"})
-"""Events of which every line is evidence: none is left out."""
+KEPT = frozenset(
+    {
+        "promise_broken",
+        "service_ready",
+        "drain_started",
+        "drain_cut_short",
+        "service_drained",
+        "service_left_before_it_was_ready",
+        "service_misconfigured",
+        "service_crashed",
+    }
+)
+"""Evidence, and what happens once in a life: no line of these is left out."""
 _PLACES = ("substation", "queue", "address", "connection", "port")
 """Fields that make a line another kind: a fault in one place must not hide the same one in another."""
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
@@ -43,7 +54,7 @@ def _limited(limit: LogLimit) -> Processor:
     """Leaves out lines of ours that come again and again; the next of the kind tells how many in `suppressed`."""
 
     def admit(logger: logging.Logger, level: str, event: EventDict) -> EventDict:
-        if event["event"] in AUDIT:
+        if event["event"] in KEPT:
             return event
         error = event.get("exc_info")
         kind = (logger.name, event["event"], type(error), *(str(event.get(place)) for place in _PLACES))

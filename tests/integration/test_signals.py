@@ -131,6 +131,15 @@ def test_a_service_that_nohup_started_outlives_its_terminal(tmp_path):
         assert end(process)[0] == 0
 
 
+def test_a_service_whose_reader_has_gone_works_on_and_ends_with_0(tmp_path):
+    with started((*PYTHON_MODULE, "balancer"), tmp_path) as process:
+        read_until(process, "broker_awaited")
+        process.stdout.close()
+        process.send_signal(signal.SIGTERM)
+
+        assert process.wait(ENDS_WITHIN_S) == 0
+
+
 @pytest.mark.parametrize("signum", STOPS, ids=lambda one: one.name)
 def test_signals_that_come_while_a_service_drains_and_after_it_change_no_exit_code(vhost, signum, tmp_path, port):
     gateway = {"EVENLOAD_AMQP_URL": vhost.amqp_url("gateway"), "EVENLOAD_GATEWAY_PORT": str(port)}

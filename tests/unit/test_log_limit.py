@@ -4,6 +4,7 @@ import json
 import logging
 import subprocess
 import sys
+from collections import Counter
 from itertools import pairwise
 from pathlib import Path
 
@@ -12,8 +13,8 @@ from harness.in_process import logging_restored
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.log_limit import INFO_MAX, KINDS_MAX, PERIOD_S, LogLimit
-from services.logs import AUDIT, configure_logs, get_logger
+from services.log_limit import INFO_MAX, KINDS_MAX, LINES_PER_S_MAX, PERIOD_S, LogLimit
+from services.logs import KEPT, configure_logs, get_logger
 
 
 class Clock:
@@ -64,10 +65,20 @@ def test_every_line_is_written_or_counted_by_a_later_one_of_its_kind(lines):
         assert all(later - sooner >= PERIOD_S for sooner, later in pairwise(times))
 
 
-def test_endless_kinds_take_no_endless_memory_and_are_all_written(clock):
-    limit = LogLimit(clock)
+def test_of_many_kinds_no_more_are_written_in_a_second_than_people_can_look_at(clock):
+    limit, written = LogLimit(clock), Counter()
+    for number in range(40_000):
+        clock.now_s = number / 10_000
+        written[int(clock.now_s)] += limit.admit(number) is not None
 
-    assert [limit.admit(number) for number in range(3 * KINDS_MAX)] == [0] * 3 * KINDS_MAX
+    assert written == dict.fromkeys(range(4), LINES_PER_S_MAX)
+
+
+def test_endless_kinds_that_come_slowly_are_all_written(clock):
+    limit = LogLimit(clock)
+    for number in range(3 * KINDS_MAX):
+        clock.now_s = number / LINES_PER_S_MAX
+        assert limit.admit(number) == 0
 
 
 @pytest.fixture
@@ -106,8 +117,8 @@ def test_the_same_fault_in_another_place_and_another_fault_in_the_same_are_writt
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize("event", AUDIT)
-def test_no_line_of_an_audit_is_left_out(lines, event):
+@pytest.mark.parametrize("event", KEPT)
+def test_no_line_that_is_evidence_or_comes_once_in_a_life_is_left_out(lines, event):
     def flood(log):
         for number in range(200):
             log.error(event, promise="one end", subject=f"r-{number}")
