@@ -48,7 +48,7 @@ def test_more_lines_are_admitted_where_more_are_allowed(clock):
     assert [limit.admit("a", 3) for _ in range(5)] == [0, 0, 0, None, None]
 
 
-@given(lines=st.lists(st.tuples(st.floats(0, 5), st.sampled_from("ab")), max_size=60))
+@given(lines=st.lists(st.tuples(st.integers(0, 5), st.sampled_from("ab")), max_size=60))
 def test_every_line_is_written_or_counted_by_a_later_one_of_its_kind(lines):
     clock = Clock()
     limit, told, written_at_s = LogLimit(clock), {"a": 0, "b": 0}, {"a": [], "b": []}
