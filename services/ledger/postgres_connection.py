@@ -74,6 +74,7 @@ class Connection(psycopg.Connection[Row]):
         else:
             self.prepare_threshold = None
             self._settings_to_bring = "".join(f"; SET LOCAL {name} = {value}" for name, value in settings.items())
+        self._give_up_at = None
 
     def begin(self, how: LiteralString, look: LiteralString = "") -> Row | None:
         """Begin a transaction, which has `ANSWER_WITHIN_S` to end; the row that the query `look` finds in it."""

@@ -15,6 +15,7 @@ from harness.ledger import (
 from services.errors import LedgerUnavailable, Misconfigured
 from services.ledger.committer import Operation
 from services.ledger.connection import open_ledger
+from services.ledger.records import Accepted, Refused
 from services.ledger.schema import VERSION
 from services.ledger.states import Status
 
@@ -150,12 +151,13 @@ async def test_a_closed_ledger_takes_nothing_more(tmp_path):
         await ledger.accepted("r")
 
 
-async def test_a_faulty_batch_is_written_as_a_whole_or_not_at_all(ledger):
-    with pytest.raises(LedgerUnavailable):
-        await ledger.intake.accept([new_request("good"), new_request("bad", vehicle_id=None)])
+async def test_a_faulty_request_is_refused_and_the_other_of_its_batch_is_written(ledger):
+    answers = await ledger.intake.accept([new_request("good"), new_request("bad", vehicle_id=None)])
 
-    assert await ledger.intake.request("good") is None
-    await ledger.accepted("good")
+    assert [(type(one), one.asked) for one in answers] == [(Accepted, "good"), (Refused, "bad")]
+    assert answers[1].code == "SQLITE_CONSTRAINT_NOTNULL"
+    assert await ledger.status("good") == "accepted"
+    assert await ledger.intake.request("bad") is None
 
 
 async def test_a_ledger_that_was_moved_away_takes_nothing_until_it_is_back(ledger, path):

@@ -90,7 +90,7 @@ async def test_a_transaction_that_fails_leaves_nothing_of_what_it_had_written(le
         transaction.execute(statements.AGREE, [["half", "written"]])
         raise RuntimeError("a bug")
 
-    with pytest.raises(LedgerUnavailable, match="a bug"):
+    with pytest.raises(LedgerUnavailable, match="RuntimeError"):
         await ledger.connection.write(Operation("half", "id", write_and_fail), [{"id": "x"}])
 
     assert await ledger.connection.read(lambda it: it.execute(statements.AGREED, [["half", ""]])) == []
