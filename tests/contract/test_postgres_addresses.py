@@ -11,6 +11,7 @@ import pytest
 from harness.ledger import Ledger, asked, opened
 from harness.postgres import PASSWORD
 from harness.refused_ledger import refused
+from harness.tcp_proxy import TcpProxy
 from psycopg import sql
 
 from services.cli import checks_postgres
@@ -18,6 +19,8 @@ from services.cli.checks import Finding
 from services.errors import Misconfigured
 
 PATIENCE_S = 60
+AFTER_A_REFUSAL = 3
+"""Connections: one that is refused, one that finds out why, and the next."""
 FORM = "give postgresql://user:password@host:port/database"
 ENCODE = "percent-encode `#`, `/`, `?`, `@` and `%` in user and password, as `%23`, `%2F`, `%3F`, `%40` and `%25`"
 ADMIT = "correct user and password, or let pg_hba.conf admit this user from this host"
@@ -158,11 +161,13 @@ async def test_no_free_connection_is_waited_for_and_told(postgres, postgres_url)
             f'{at(url)} refuses (too many connections for role "{user}")',
             "no free connection, so raise max_connections, or the limit of the user or the database",
         )
-        with psycopg.connect(postgres.url(), autocommit=True) as owner:
-            opening = asyncio.create_task(live_with(url))
-            await asyncio.sleep(0)
+        with TcpProxy(postgres.port) as proxy, psycopg.connect(postgres.url(), autocommit=True) as owner:
+            opening = asyncio.create_task(live_with(url.replace(f":{postgres.port}/", f":{proxy.port}/")))
+            async with asyncio.timeout(PATIENCE_S):
+                while proxy.accepted < AFTER_A_REFUSAL and not opening.done():
+                    await asyncio.sleep(0.01)
             owner.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = %s", [user])
-        await opening
+            await opening
 
 
 async def live_with(url):

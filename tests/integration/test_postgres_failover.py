@@ -24,8 +24,7 @@ PATIENCE_S = 60
 OUR_SESSIONS = "datname = current_database() AND application_name = 'evenload'"
 
 
-@pytest.fixture
-def hurried(monkeypatch):
+def hurry(monkeypatch):
     """Deadlines that a test can wait for."""
     monkeypatch.setattr(postgres_connection, "ANSWER_WITHIN_S", 0.5)
     monkeypatch.setattr(postgres_driver, "RETRY_FOR_S", 0.1)
@@ -107,9 +106,9 @@ def through(proxy, url):
     return f"postgresql://postgres:{PASSWORD}@127.0.0.1:{proxy.port}/{url.rpartition('/')[2]}?connect_timeout=2"
 
 
-@pytest.mark.usefixtures("hurried")
-async def test_a_server_that_takes_everything_and_answers_nothing_holds_up_nobody(postgres, postgres_url):
+async def test_a_server_that_takes_everything_and_answers_nothing_holds_up_nobody(postgres, postgres_url, monkeypatch):
     """The kernel at the other end confirms every byte, so no timeout of TCP's ever comes."""
+    hurry(monkeypatch)
     with TcpProxy(postgres.port) as proxy:
         async with opened(through(proxy, postgres_url)) as connection:
             ledger = Ledger(connection)
@@ -130,8 +129,8 @@ async def test_a_server_that_takes_everything_and_answers_nothing_holds_up_nobod
             assert connection.fault is None
 
 
-@pytest.mark.usefixtures("hurried")
-async def test_a_server_that_freezes_during_the_commit_leaves_its_outcome_unknown(postgres, postgres_url):
+async def test_a_server_that_freezes_during_the_commit_leaves_its_outcome_unknown(postgres, postgres_url, monkeypatch):
+    hurry(monkeypatch)
     with TcpProxy(postgres.port) as proxy:
         async with opened(through(proxy, postgres_url)) as connection:
 
@@ -156,8 +155,8 @@ async def test_a_server_that_freezes_during_the_commit_leaves_its_outcome_unknow
     assert asked(postgres_url, "SELECT count(*) FROM request WHERE id = 'a'") == [(1,)]
 
 
-@pytest.mark.usefixtures("hurried")
-async def test_a_session_of_the_server_that_is_frozen_is_left_for_another(postgres_url):
+async def test_a_session_of_the_server_that_is_frozen_is_left_for_another(postgres_url, monkeypatch):
+    hurry(monkeypatch)
     async with opened(postgres_url) as connection:
         ledger = Ledger(connection)
         await ledger.accepted("a")
@@ -198,8 +197,8 @@ async def test_a_standby_alone_is_told_from_a_server_that_is_away(pair):
     )
 
 
-@pytest.mark.usefixtures("hurried")
-async def test_after_a_fail_over_the_ledger_is_written_and_read_on_the_promoted_server(pair):
+async def test_after_a_fail_over_the_ledger_is_written_and_read_on_the_promoted_server(pair, monkeypatch):
+    hurry(monkeypatch)
     primary, standby = pair
     hosts = f"postgresql://postgres:{PASSWORD}@127.0.0.1:{standby.port},127.0.0.1:{primary.port}/postgres"
     async with opened(hosts) as connection, opened(f"{hosts}?target_session_attrs=read-write") as other:
