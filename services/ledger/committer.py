@@ -21,6 +21,7 @@ log = get_logger(__name__)
 Answer = TypeVar("Answer")
 Row = dict[str, Any]
 GROUP_MAX_ROWS = 2_000
+TOLD_AGAIN_S = 60.0
 HALVE_FOR_S = 2.0
 """So long the row that is refused is looked for; a database that refuses every row must not hold up everybody."""
 
@@ -119,6 +120,8 @@ class Committer:
         self._pending: deque[_Submitted] = deque()
         self._wake = threading.Condition()
         self._closing = False
+        self._told: dict[tuple[str, Hashable], float] = {}
+        """When the refusal of a row was told last, by operation and key."""
         self.fault: str | None = None
         """Why writing failed last; None since it went well."""
         # A thread stuck behind another process's lock must not keep this process from ending.
@@ -216,11 +219,21 @@ class Committer:
         operation, [row] = part.of.operation, part.rows
         if isinstance(error, LedgerRefused):
             key = row[operation.key]
-            log.error("row_refused", operation=operation.name, id=str(key), code=error.code, cause=str(error))
             part.of.refused[key] = error
+            if self._is_news((operation.name, key)):
+                log.error("row_refused", operation=operation.name, id=str(key), code=error.code, cause=str(error))
         else:
             log.error("ledger_write_failed", operation=operation.name, exc_info=error)
             part.of.error = self._failed(f"writing failed: {_told(error)}")
+
+    def _is_news(self, refused: tuple[str, Hashable]) -> bool:
+        """Whether a refusal has not been told lately: what loops would tell it several times a second."""
+        now = time.monotonic()
+        self._told = {one: at for one, at in self._told.items() if now - at < TOLD_AGAIN_S}
+        is_news = refused not in self._told
+        if is_news:
+            self._told[refused] = now
+        return is_news
 
     def _fail(self, group: Iterable[_Submitted], error: LedgerUnavailable) -> None:
         self._note(str(error))

@@ -212,6 +212,16 @@ SET status = 'expired', reason = 'waited_too_long', changed_at_ms = {now}
 WHERE status IN ('accepted', 'assigned') AND wait_until_ms > 0 AND wait_until_ms <= {now}
 RETURNING id
 """
+EXPIRED = """
+SELECT id FROM request WHERE status IN ('accepted', 'assigned') AND wait_until_ms > 0 AND wait_until_ms <= {now}
+"""
+EXPIRE_NAMED = """
+UPDATE request
+SET status = 'expired', reason = 'waited_too_long', changed_at_ms = {now}
+FROM {rows: id} AS r
+WHERE request.id = r.id AND request.status || '' IN ('accepted', 'assigned') AND request.wait_until_ms <= {now}
+RETURNING request.id
+"""
 FORGET = """
 DELETE FROM request
 WHERE id IN (SELECT id FROM request

@@ -6,6 +6,7 @@ Everything is compare-and-set, so any number of balancers may do it at once, and
 from collections.abc import Sequence
 from typing import Protocol
 
+from services.errors import LedgerRefused
 from services.ledger import lease_statements, statements
 from services.ledger.committer import Operation, Row, Transaction
 from services.ledger.connection import LedgerConnection
@@ -89,6 +90,10 @@ def _expire(transaction: Transaction, rows: list[Row]) -> list[Row]:
     return [{"sweep": rows[0]["sweep"], "ids": [row["id"] for row in changed]}]
 
 
+def _expire_named(transaction: Transaction, rows: list[Row]) -> list[Row]:
+    return transaction.execute(statements.EXPIRE_NAMED, [[row["id"]] for row in rows])
+
+
 def _forget(transaction: Transaction, rows: list[Row]) -> list[Row]:
     limits = {name: rows[0][name] for name in ("older_than_ms", "most")}
     forgotten = [[row["id"]] for row in transaction.execute(statements.FORGET, **limits)]
@@ -101,6 +106,7 @@ LOSE = Operation("lose", "substation", lose)
 LOSE_ORPHANS = Operation("lose_orphans", "sweep", _lose_orphans)
 TAKE_BACK = Operation("take_back", "id", take_back)
 EXPIRE = Operation("expire", "sweep", _expire)
+EXPIRE_NAMED = Operation("expire_named", "id", _expire_named)
 FORGET = Operation("forget", "sweep", _forget)
 
 
@@ -136,7 +142,11 @@ class LedgerSweeping:
 
     async def expire(self) -> list[str]:
         """See `Sweeping.expire`."""
-        ids: list[str] = (await self._connection.write(EXPIRE, [{"sweep": "deadline"}]))[0]["ids"]
+        try:
+            ids: list[str] = (await self._connection.write(EXPIRE, [{"sweep": "deadline"}]))[0]["ids"]
+        except LedgerRefused:  # one row must not keep the others from their end
+            due = await self._connection.read(lambda it: it.execute(statements.EXPIRED))
+            ids = [row["id"] for row in await self._connection.write(EXPIRE_NAMED, due)]
         return ids
 
     async def forget(self, older_than_ms: int, most: int) -> int:

@@ -4,7 +4,7 @@ import asyncio
 
 import psycopg
 import pytest
-from harness.ledger import Ledger, changed, new_request, opened, registration
+from harness.ledger import Ledger, changed, let_the_wait_pass, new_request, opened, registration
 from structlog.testing import capture_logs
 
 from services.errors import LedgerRefused
@@ -82,6 +82,21 @@ async def test_an_assignment_that_is_refused_leaves_the_others_assigned(ledger, 
     assert assigned == {one for one in IDS if one != IDS[42]}
     claims = await ledger.charging.claim([Hint(one, 1) for one in IDS[40:44]], "north", 1, 4)
     assert sorted(one.request_id for one in claims.claimed) == ["r40", "r41", "r43"]
+
+
+async def test_an_expiry_that_is_refused_leaves_the_others_expired_and_is_told_once(ledger, path, forbid):
+    await ledger.intake.accept([new(one) for one in IDS[40:44]])
+    for one in IDS[40:44]:
+        let_the_wait_pass(path, one)
+    forbid("UPDATE", "request", f"NEW.vehicle_id = '{FORBIDDEN}'")
+
+    with capture_logs() as said:
+        assert sorted(await ledger.sweeping.expire()) == ["r40", "r41", "r43"]
+        for _ in range(2):
+            with pytest.raises(LedgerRefused):
+                await ledger.sweeping.expire()
+
+    assert [(line["operation"], line["id"]) for line in said] == [("expire", "deadline"), ("expire_named", IDS[42])]
 
 
 async def test_a_beat_that_is_refused_stops_no_other_substation(ledger, path, forbid):

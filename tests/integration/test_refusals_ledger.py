@@ -74,8 +74,8 @@ def test_what_is_no_address_of_a_ledger(refusal, address):
 def test_a_postgresql_that_refuses(refusal, postgres, who):
     said = refusal(who, EVENLOAD_LEDGER_URL=postgres.url(password=PASSWORD), EVENLOAD_LEDGER_SHARED="1")
 
-    assert f"EVENLOAD_LEDGER_URL: 127.0.0.1:{postgres.port}/postgres refuses (FATAL:  password" in said
-    assert "correct user, password and database" in said
+    assert f"EVENLOAD_LEDGER_URL: 127.0.0.1:{postgres.port}/postgres refuses (password" in said
+    assert "correct user and password, or let pg_hba.conf admit this user from this host" in said
 
 
 def test_a_postgresql_that_is_not_there(refusal, port):
