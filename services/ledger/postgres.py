@@ -103,7 +103,8 @@ class _Session:
                         f"PostgreSQL: connection lost during the commit, whose outcome is unknown: {told(error)}"
                     ) from error
                 if _refuses_row(error):
-                    raise LedgerRefused(f"PostgreSQL: {told(error)}", error.sqlstate or "") from error
+                    # A trace of what caused it would hold the row.
+                    raise LedgerRefused(f"PostgreSQL: {told(error)}", error.sqlstate or "") from None
                 may_go_again = isinstance(error, _UNDONE) or is_lost
                 is_late = time.monotonic() > min(started_at, self._lost_at or started_at) + RETRY_FOR_S
                 if not may_go_again or (is_late and not may_replace):

@@ -1,6 +1,7 @@
 """A rule of the operator's own in the database forbids one row: that row fails alone, and is told by its id."""
 
 import asyncio
+import traceback
 
 import psycopg
 import pytest
@@ -68,6 +69,7 @@ async def test_of_a_hundred_requests_at_once_the_forbidden_one_alone_fails(ledge
         answers = await asyncio.gather(*(ledger.intake.accept([new(one)]) for one in IDS), return_exceptions=True)
 
     refused = answers.pop(42)
+    assert FORBIDDEN not in "".join(traceback.format_exception(refused))
     assert (type(refused), refused.code) == (LedgerRefused, code(path))
     assert [one.request_id for [one] in answers] == [one for one in IDS if one != IDS[42]]
     assert_told_once(said, "accept", IDS[42], path)

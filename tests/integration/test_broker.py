@@ -17,7 +17,7 @@ from services.broker.connection import connected
 from services.broker.events import LOAD_TABLE, listening, publish_event
 from services.broker.publisher import Publisher
 from services.broker.settle import Consumer
-from services.errors import BrokerUnavailable, LedgerUnavailable, Misconfigured, Unroutable
+from services.errors import BrokerUnavailable, LedgerRefused, LedgerUnavailable, Misconfigured, Unroutable
 from services.messages import Hint, encode
 
 DEADLINE_S = 60
@@ -30,6 +30,7 @@ class Handler:
     batches: list[list[Hint]] = field(default_factory=list)
     faults: list[Exception] = field(default_factory=list)
     poison: str = ""
+    poisons: Exception = field(default_factory=lambda: RuntimeError("poisoned"))
     called: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def __call__(self, hints):
@@ -38,7 +39,7 @@ class Handler:
         if self.faults:
             raise self.faults.pop(0)
         if any(hint.request_id == self.poison for hint in hints):
-            raise RuntimeError("poisoned")
+            raise self.poisons
 
     @property
     def seen(self):
@@ -167,8 +168,9 @@ async def test_an_unreadable_message_is_quarantined_with_its_reason_and_its_neig
     assert any("unreadable hint" in fault for fault in faults)
 
 
-async def test_a_poisoned_hint_is_found_after_three_deliveries_and_its_neighbours_are_served(vhost):
-    handler = Handler(poison="poison")
+@pytest.mark.parametrize("poisons", [RuntimeError("poisoned"), LedgerRefused("PostgreSQL: a rule", "23514")])
+async def test_a_poisoned_hint_is_found_after_three_deliveries_and_its_neighbours_are_served(vhost, poisons):
+    handler = Handler(poison="poison", poisons=poisons)
     async with publisher_of(vhost, "gateway") as publisher:
         await publisher.publish_hints(topology.REQUESTS, "", [Hint("a", 0), Hint("poison", 0), Hint("b", 0)])
     async with consuming(vhost, "balancer", topology.INTAKE, handler) as settled:
