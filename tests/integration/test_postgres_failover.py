@@ -24,10 +24,13 @@ PATIENCE_S = 60
 OUR_SESSIONS = "datname = current_database() AND application_name = 'evenload'"
 
 
-def hurry(monkeypatch):
+@contextlib.contextmanager
+def hurried():
     """Deadlines that a test can wait for."""
-    monkeypatch.setattr(postgres_connection, "ANSWER_WITHIN_S", 0.5)
-    monkeypatch.setattr(postgres_driver, "RETRY_FOR_S", 0.1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(postgres_connection, "ANSWER_WITHIN_S", 1.5)
+        patch.setattr(postgres_driver, "RETRY_FOR_S", 0.1)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -106,22 +109,22 @@ def through(proxy, url):
     return f"postgresql://postgres:{PASSWORD}@127.0.0.1:{proxy.port}/{url.rpartition('/')[2]}?connect_timeout=2"
 
 
-async def test_a_server_that_takes_everything_and_answers_nothing_holds_up_nobody(postgres, postgres_url, monkeypatch):
+async def test_a_server_that_takes_everything_and_answers_nothing_holds_up_nobody(postgres, postgres_url):
     """The kernel at the other end confirms every byte, so no timeout of TCP's ever comes."""
-    hurry(monkeypatch)
     with TcpProxy(postgres.port) as proxy:
         async with opened(through(proxy, postgres_url)) as connection:
             ledger = Ledger(connection)
             await ledger.accepted("a")
             await ledger.status("a")
 
-            proxy.stall()
-            for asking in (ledger.accepted("b"), ledger.status("a")):
-                with pytest.raises(
-                    LedgerUnavailable, match=r"PostgreSQL: (the server has not answered for|connection tim)"
-                ):
-                    await asking
-            assert connection.fault.startswith("PostgreSQL: ")
+            with hurried():
+                proxy.stall()
+                for asking in (ledger.accepted("b"), ledger.status("a")):
+                    with pytest.raises(
+                        LedgerUnavailable, match=r"PostgreSQL: (the server has not answered for|connection tim)"
+                    ):
+                        await asking
+                assert connection.fault.startswith("PostgreSQL: ")
 
             proxy.heal()
             await accept_in_the_end(ledger, "c")
@@ -129,8 +132,7 @@ async def test_a_server_that_takes_everything_and_answers_nothing_holds_up_nobod
             assert connection.fault is None
 
 
-async def test_a_server_that_freezes_during_the_commit_leaves_its_outcome_unknown(postgres, postgres_url, monkeypatch):
-    hurry(monkeypatch)
+async def test_a_server_that_freezes_during_the_commit_leaves_its_outcome_unknown(postgres, postgres_url):
     with TcpProxy(postgres.port) as proxy:
         async with opened(through(proxy, postgres_url)) as connection:
 
@@ -145,8 +147,11 @@ async def test_a_server_that_freezes_during_the_commit_leaves_its_outcome_unknow
                    "priority": 0,
                    "zone": None, "depart_by_ms": None, "departs_at_ms": None, "wait_max_ms": 1_000_000,
                    "idempotency_key": None, "body_hash": None}  # fmt: skip
-            with pytest.raises(
-                LedgerUnavailable, match="during the commit, whose outcome is unknown: the server has not"
+            with (
+                hurried(),
+                pytest.raises(
+                    LedgerUnavailable, match="during the commit, whose outcome is unknown: the server has not"
+                ),
             ):
                 await connection.write(Operation("stalling", "asked", accept_and_stall), [row])
             proxy.heal()
@@ -155,8 +160,7 @@ async def test_a_server_that_freezes_during_the_commit_leaves_its_outcome_unknow
     assert asked(postgres_url, "SELECT count(*) FROM request WHERE id = 'a'") == [(1,)]
 
 
-async def test_a_session_of_the_server_that_is_frozen_is_left_for_another(postgres_url, monkeypatch):
-    hurry(monkeypatch)
+async def test_a_session_of_the_server_that_is_frozen_is_left_for_another(postgres_url):
     async with opened(postgres_url) as connection:
         ledger = Ledger(connection)
         await ledger.accepted("a")
@@ -164,8 +168,9 @@ async def test_a_session_of_the_server_that_is_frozen_is_left_for_another(postgr
         for pid in sessions:
             psutil.Process(pid).suspend()
         try:
-            await ledger.accepted("b")
-            assert await ledger.status("b") == "accepted"
+            with hurried():
+                await ledger.accepted("b")
+                assert await ledger.status("b") == "accepted"
         finally:
             for pid in sessions:
                 psutil.Process(pid).resume()
@@ -197,8 +202,7 @@ async def test_a_standby_alone_is_told_from_a_server_that_is_away(pair):
     )
 
 
-async def test_after_a_fail_over_the_ledger_is_written_and_read_on_the_promoted_server(pair, monkeypatch):
-    hurry(monkeypatch)
+async def test_after_a_fail_over_the_ledger_is_written_and_read_on_the_promoted_server(pair):
     primary, standby = pair
     hosts = f"postgresql://postgres:{PASSWORD}@127.0.0.1:{standby.port},127.0.0.1:{primary.port}/postgres"
     async with opened(hosts) as connection, opened(f"{hosts}?target_session_attrs=read-write") as other:
@@ -208,7 +212,7 @@ async def test_after_a_fail_over_the_ledger_is_written_and_read_on_the_promoted_
         await until(lambda: has_replayed(standby, requests=2))
         os.kill(primary.pid, signal.SIGQUIT)
         await until(lambda: refusal_of(primary.url()) is not None)
-        with pytest.raises(LedgerUnavailable):  # the primary is gone, and the standby is none yet
+        with hurried(), pytest.raises(LedgerUnavailable):  # the primary is gone, and the standby is none yet
             await ledgers[0].accepted("between")
         standby.execute("SELECT pg_promote()")
 
