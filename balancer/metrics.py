@@ -9,7 +9,7 @@ from balancer.policies import PolicyName
 from services.ledger.states import Reason, Status
 
 SCRAPE_RESULTS = ("ok", "failed", "rejected")
-REASSIGNED_FOR = (Reason.UNROUTABLE, Reason.UNCLAIMED, Reason.SUBSTATION_LOST)
+REASSIGNED_FOR = (Reason.UNCLAIMED, Reason.SUBSTATION_LOST)
 SWEPT_KINDS = (
     *(Reason.SUBSTATION_LOST, Reason.UNCLAIMED),
     *(Status.COMPLETED, Status.STOPPED, Status.FAILED, Status.EXPIRED),
@@ -31,6 +31,13 @@ class BalancerMetrics:
             "evenload_balancer_assignments",
             "Requests assigned, by substation and policy.",
             ["substation", "policy"],
+            registry=registry,
+        )
+        self.unreached = Counter(
+            "evenload_balancer_unreached",
+            "Requests assigned whose message reached no queue or was not confirmed; the substation's heartbeat finds "
+            "them.",
+            ["substation"],
             registry=registry,
         )
         self.decision_s = Histogram(
@@ -82,4 +89,5 @@ class BalancerMetrics:
         for one in estimates:
             self._utilisation.labels(one.substation).set(one.utilisation)
             self.assignments.labels(one.substation, self._policy)
+            self.unreached.labels(one.substation)
         self._age_s.set(max((one.age_s for one in estimates), default=0.0))

@@ -4,7 +4,7 @@ Each decision tells why: the candidates with their scores, and what kept the oth
 """
 
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -74,12 +74,19 @@ def why_not(estimate: Estimate, zone: str | None) -> str | None:
 
 
 def choose(
-    name: PolicyName, estimates: Sequence[Estimate], power_w: int, zone: str | None, rng: random.Random
+    name: PolicyName,
+    estimates: Sequence[Estimate],
+    power_w: int,
+    zone: str | None,
+    rng: random.Random,
+    avoided: Collection[str] = (),
 ) -> Choice | NoRoom:
     """The substation with the lowest score among those with room.
 
     `power_w` is the most the vehicle can take. A stale reading counts as full while anybody's is fresh; where none is,
-    the last readings decide. Nobody is sent into a bay while a connector is free elsewhere.
+    the last readings decide. Nobody is sent into a bay while a connector is free elsewhere. Substations that are
+    `avoided`, because messages do not reach them, take only what nobody else could take as well: their heartbeat brings
+    it within seconds, a bay waits for minutes.
     """
     excluded: dict[str, int] = {}
     with_room: list[Estimate] = []
@@ -94,6 +101,8 @@ def choose(
         candidates = _only(lambda one: one.fresh, candidates, excluded, "stale")
     if any(estimate.has_free_connector for estimate in candidates):
         candidates = _only(lambda one: one.has_free_connector, candidates, excluded, "bay_only")
+    if any(estimate.substation not in avoided for estimate in candidates):
+        candidates = _only(lambda one: one.substation not in avoided, candidates, excluded, "unreached")
     if not candidates:
         return NoRoom(excluded)
     score = POLICIES[name]

@@ -36,6 +36,8 @@ class Watcher:
         self._due = asyncio.Event()
         self.look_again = asyncio.Event()
         """Set after each refresh, and when somebody came to wait; the waiting room waits for it."""
+        self.is_broker_away = False
+        """Whether the broker did not take the load table when it was told last: then it brings no messages either."""
 
     def take(self, readings: dict[str, Reading]) -> None:
         """Note what a scrape brought; it counts from the next refresh on."""
@@ -99,7 +101,10 @@ class Watcher:
                 substations = [describe(one) for one in self.estimates()]
                 await tell({"as_of_ms": wall_ms(), "causes": causes(), "substations": substations})
             except (BrokerUnavailable, Unroutable) as error:
+                self.is_broker_away = True
                 log.info("load_table_not_told", cause=str(error))
+            else:
+                self.is_broker_away = False
 
 
 def describe(estimate: Estimate) -> dict[str, object]:

@@ -1,78 +1,34 @@
-"""Dispatch on a real ledger in memory and a load table whose readings stand still; only the broker is a stand-in."""
+"""In which order a balancer dispatches, and that nobody overtakes those who wait."""
 
 import asyncio
-import random
 
 import pytest
-from prometheus_client import CollectorRegistry
+from harness.dispatch_parts import DispatchParts
 
-from balancer.dispatcher import MESSAGE_GRACE_MS, ROOM_BATCH, Dispatcher
-from balancer.load_table import LoadTable
-from balancer.metrics import BalancerMetrics
-from balancer.readings import Reading
-from balancer.watcher import Watcher
-from services.clock import monotonic_s
-from services.errors import BrokerUnavailable, LedgerUnavailable, Unroutable
-from services.ledger.states import Reason, Status
+from balancer.dispatcher import MESSAGE_GRACE_MS, ROOM_BATCH
+from services.errors import LedgerUnavailable
+from services.ledger.dispatch import LedgerDispatch
+from services.ledger.states import Status
 from services.messages import Hint
 
 
-class Publisher:
-    """What would go to the broker, in its order."""
+class SlowToCommit(LedgerDispatch):
+    """A ledger whose commits take as long as the test wants."""
 
-    def __init__(self):
-        self.published = []
-        self.fault = None
+    def __init__(self, ledger):
+        super().__init__(ledger)
+        self.commits, self.asked = asyncio.Event(), asyncio.Event()
+        self.commits.set()
 
-    async def publish_hints(self, exchange, routing_key, hints):
-        if self.fault:
-            raise self.fault
-        self.published += [(routing_key, hint) for hint in hints]
-
-
-class Parts:
-    """A balancer that has not looked at the waiting room yet."""
-
-    def __init__(self, ledger, connectors=40, zones=None):
-        zones = zones or {"north": None}
-        self.ledger, self.publisher, self.table = ledger, Publisher(), LoadTable()
-        metrics = BalancerMetrics(CollectorRegistry())
-        watcher = Watcher(ledger.dispatch, self.table, metrics, 3.0)
-        readings = {
-            one: Reading(
-                one, 1, 1, 0, 0, 304_000, 1_380, 0, connectors, 0, 0, 0, operative=True, taken_at_s=monotonic_s()
-            )
-            for one in zones
-        }
-        self.table.refresh(readings, zones, [], 0)
-        self.dispatcher = Dispatcher(
-            ledger.dispatch, self.table, watcher, self.publisher, metrics,
-            policy="least-utilisation", rng=random.Random(1),
-        )  # fmt: skip
-        self.look_again = watcher.look_again
-
-    async def submit(self, *request_ids, **changes):
-        """Accept requests, and bring the message of each."""
-        await self.ledger.accepted(*request_ids, **changes)
-        await self.dispatcher.take_in([Hint(one, 0) for one in request_ids])
-
-    async def look(self):
-        await self.dispatcher.serve_waiting_room()
-
-    def sent(self):
-        """The requests that were published, in that order; the ledger must hold each of them as assigned."""
-        sent = [hint.request_id for _, hint in self.publisher.published]
-        assigned = self.ledger.rows("SELECT id FROM request WHERE status = 'assigned'")
-        assert sorted(sent) == sorted(request_id for (request_id,) in assigned)
-        return sent
-
-    def taken(self):
-        return self.table.estimate("north", monotonic_s(), 3.0).taken
+    async def assign(self, assignments):
+        self.asked.set()
+        await self.commits.wait()
+        return await super().assign(assignments)
 
 
 @pytest.fixture
 async def parts(ledger):
-    one = Parts(ledger)
+    one = DispatchParts(ledger)
     await one.look()  # the look that a balancer takes at its start
     return one
 
@@ -85,7 +41,7 @@ async def test_a_hint_is_assigned_and_published(parts):
 
 
 async def test_before_its_first_look_at_the_room_a_balancer_lets_nobody_overtake(ledger):
-    parts = Parts(ledger)
+    parts = DispatchParts(ledger)
     await ledger.accepted("older", "newer")
 
     await parts.dispatcher.take_in([Hint("newer", 0)])
@@ -97,7 +53,7 @@ async def test_before_its_first_look_at_the_room_a_balancer_lets_nobody_overtake
 
 
 async def test_who_finds_no_room_waits_and_newcomers_wait_behind(ledger):
-    parts = Parts(ledger, connectors=1)
+    parts = DispatchParts(ledger, connectors=1)
     await parts.look()
     await parts.submit("a", "b")
     assert parts.sent() == ["a"]
@@ -111,7 +67,7 @@ async def test_who_finds_no_room_waits_and_newcomers_wait_behind(ledger):
 
 
 async def test_a_newcomer_that_is_deferred_while_the_room_is_being_read_is_not_forgotten(ledger):
-    parts = Parts(ledger)
+    parts = DispatchParts(ledger)
     reading = ledger.hold("read")
     look = asyncio.create_task(parts.look())
     await reading.ready()
@@ -129,7 +85,7 @@ async def test_a_newcomer_that_is_deferred_while_the_room_is_being_read_is_not_f
 
 
 async def test_the_room_leaves_out_whom_a_message_is_being_served_for(ledger):
-    parts = Parts(ledger, connectors=2)
+    parts = DispatchParts(ledger, connectors=2)
     await parts.look()
     await ledger.accepted("a")
     ledger.now_ms += MESSAGE_GRACE_MS
@@ -162,7 +118,7 @@ async def test_a_row_whose_message_may_still_come_is_left_to_it_for_a_while(part
 
 
 async def test_a_full_zone_holds_up_nobody_else(ledger):
-    parts = Parts(ledger, zones={"north": "n", "south": "s"})
+    parts = DispatchParts(ledger, zones={"north": "n", "south": "s"})
     await ledger.accepted(*(f"lost-{number}" for number in range(ROOM_BATCH + 50)), zone="nowhere")
     await ledger.accepted(*(f"r{number}" for number in range(10)))
 
@@ -188,27 +144,72 @@ async def test_a_failed_assignment_leaves_no_reservation(parts):
     assert parts.sent() == ["a"]
 
 
-async def test_a_substation_without_a_queue_gives_its_requests_back(parts):
-    parts.publisher.fault = Unroutable("no queue")
+async def test_newcomers_wait_behind_somebody_who_came_to_wait_while_a_newcomer_was_assigned(ledger):
+    parts = DispatchParts(ledger, connectors=1)
+    await parts.look()
+    await ledger.accepted("waits")
+    ledger.now_ms += MESSAGE_GRACE_MS
+    assigning = ledger.hold("assign")
+    newcomer = asyncio.create_task(parts.submit("a"))
+    await assigning.ready()
+    await parts.look()
+    assigning.let_go()
+    await newcomer
 
+    parts.table.release("a", 1)
+    await parts.submit("later")
+    assert parts.sent() == ["a"]
+
+    await parts.look()
+    assert parts.sent() == ["a", "waits"]
+
+
+async def test_newcomers_wait_behind_somebody_who_found_no_room_while_the_waiting_room_was_being_read(ledger):
+    parts = DispatchParts(ledger, connectors=1)
+    await parts.look()
     await parts.submit("a")
+    reading = ledger.hold("read")
+    look = asyncio.create_task(parts.look())
+    await reading.ready()
+    await parts.submit("waits")
+    reading.let_go()
+    await look
 
-    last = (await parts.ledger.history("a"))[-1]
-    assert (last.status, last.attempt, last.reason) == (Status.ACCEPTED, 1, Reason.UNROUTABLE)
-    assert not parts.table.is_reserved("a", 1)
+    parts.table.release("a", 1)
+    await parts.submit("later")
+    assert parts.sent() == ["a"]
+
+    await parts.look()
+    assert parts.sent() == ["a", "waits"]
 
 
-async def test_an_unconfirmed_publish_leaves_the_row_assigned(parts):
-    parts.publisher.fault = BrokerUnavailable("no confirm")
+async def test_a_full_page_that_is_being_assigned_is_read_once_and_nobody_overtakes_who_waits_behind_it(ledger):
+    slow = SlowToCommit(ledger)
+    parts = DispatchParts(ledger, connectors=200, zones=dict.fromkeys("abcd"), dispatch=slow)
+    await parts.look()
+    page = [f"r{number}" for number in range(ROOM_BATCH)]
+    slow.commits.clear()
+    message = asyncio.create_task(parts.submit(*page))
+    await slow.asked.wait()
+    await ledger.accepted("behind")
+    ledger.now_ms += MESSAGE_GRACE_MS
+    reads = ledger.calls.count("read")
 
-    await parts.submit("a")
+    async with asyncio.timeout(20):
+        await parts.look()
+    assert ledger.calls.count("read") == reads + 1
+    await parts.submit("later")
+    assert ledger.calls.count("assign") == 0
 
-    assert await parts.ledger.status("a") is Status.ASSIGNED
-    assert parts.table.is_reserved("a", 1)
+    slow.commits.set()
+    await message
+    await parts.look()
+    sent = parts.sent()
+    assert (sorted(sent[:ROOM_BATCH]), sorted(sent[ROOM_BATCH:])) == (sorted(page), ["behind", "later"])
 
 
 async def test_the_room_is_served_whenever_somebody_is_told_to_look_and_goes_on_after_the_ledger_was_away(ledger):
-    parts = Parts(ledger)
+    parts = DispatchParts(ledger)
     await ledger.accepted("a")
     ledger.is_away = True
     serving = asyncio.create_task(parts.dispatcher.serve_waiting_room_for_ever())

@@ -172,6 +172,27 @@ def test_nobody_is_sent_into_a_bay_while_a_connector_is_free_elsewhere():
     assert chosen([idle_bays, replace(busy, taken=45)]) == "idle-bays"
 
 
+@pytest.mark.parametrize("name", POLICIES)
+@pytest.mark.parametrize(
+    ("others", "avoided", "expected", "excluded"),
+    [
+        ([estimate("busy", demand_w=300_000.0, scraped_w=300_000.0)], {"idle"}, "busy", {"unreached": 1}),
+        ([], {"idle"}, "idle", {}),
+        ([estimate("away", demand_w=300_000.0, scraped_w=300_000.0)], {"idle", "away"}, "idle", {}),
+        ([estimate("bay", taken=40, bays=10)], {"idle"}, "idle", {"bay_only": 1}),
+        ([estimate("full", taken=40)], {"idle"}, "idle", {"no_place": 1}),
+        ([estimate("old", fresh=False)], {"idle"}, "idle", {"stale": 1}),
+        ([], {"stranger"}, "idle", {}),
+    ],
+)
+def test_whom_messages_do_not_reach_takes_only_what_nobody_else_could_take_as_well(
+    name, others, avoided, expected, excluded
+):
+    decision = choose(name, [estimate("idle"), *others], 11_000, None, random.Random(0), avoided)
+
+    assert (decision.substation, decision.explanation["excluded"]) == (expected, excluded)
+
+
 @pytest.mark.parametrize(
     ("changes", "cause"),
     [

@@ -10,7 +10,7 @@ from balancer.metrics import BalancerMetrics
 from balancer.readings import Reading
 from balancer.watcher import Watcher
 from services.clock import monotonic_s
-from services.errors import LedgerUnavailable
+from services.errors import BrokerUnavailable, LedgerUnavailable, Unroutable
 from services.ledger.records import Known, RegisteredSubstation, Unseen
 
 PATIENCE_S = 10
@@ -135,3 +135,23 @@ async def test_a_substation_without_a_lease_is_known_as_such_and_a_stranger_not_
     await parts.register()
     await parts.watcher.refresh()
     assert parts.watcher.estimates() == []
+
+
+@pytest.mark.parametrize("fault", [BrokerUnavailable("away"), Unroutable("nobody listens")])
+async def test_a_broker_that_does_not_take_the_load_table_is_away_until_it_does(parts, fault):
+    faults, told = [fault, None], asyncio.Event()
+    seen = []
+
+    async def tell(_table):
+        seen.append(parts.watcher.is_broker_away)
+        if not faults:
+            told.set()
+        elif (one := faults.pop(0)) is not None:
+            raise one
+
+    telling = asyncio.create_task(parts.watcher.publish_for_ever(tell, 0))
+    async with asyncio.timeout(20):
+        await told.wait()
+    telling.cancel()
+
+    assert seen[:3] == [False, True, False]
