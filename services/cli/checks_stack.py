@@ -1,6 +1,5 @@
-"""The doctor's look at what runs: the stack's processes, the gateway's port, broker, gateway, balancer, substations."""
+"""The doctor's look at what runs: the stack's processes, the gateway's port, gateway, balancer, substations."""
 
-import asyncio
 import contextlib
 import socket
 from collections.abc import Iterator
@@ -8,20 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from yarl import URL
 
 from services.admin import free_port
-from services.broker.connection import connected as broker_connected
 from services.cli.checks import Check, misconfigured, note, ok, problem
 from services.cli.client import connected
 from services.cli.substations import OLD_AFTER_S
-from services.errors import EvenloadError, Misconfigured
+from services.errors import EvenloadError
 from services.local import leftovers
 from services.local.ports import HOST
 from services.local.running import RunningStack
 from services.settings import LocalSettings
 
-BROKER_WITHIN_S = 5.0
 EXPECTED = ("gateway", "balancer")
 
 
@@ -67,22 +63,6 @@ def check_port(stack: RunningStack | None, settings: LocalSettings, *, has_gatew
                 )
             return misconfigured("port", f"{port} is taken by {_listener(port)} ({error.strerror})", cure)
     return ok("port", f"{port} is free")
-
-
-async def check_broker(stack: RunningStack | None, amqp_url: str | None) -> Check:
-    """Whether the broker takes us, under the address and the login that the services have."""
-    url = amqp_url or (stack and stack.environment("gateway").get("EVENLOAD_AMQP_URL"))
-    if not url:
-        return note("broker", "none is named, and no stack runs that has one")
-    place = f"{URL(url).host}:{URL(url).port or 5672}"
-    try:
-        async with asyncio.timeout(BROKER_WITHIN_S), broker_connected(url, "evenload doctor", 0):
-            return ok("broker", f"answers at {place}")
-    except TimeoutError:
-        return problem("broker", f"{place} does not answer within {BROKER_WITHIN_S:g} s", "see the log of rabbitmq")
-    except Misconfigured as error:
-        cause, _, cure = str(error).rpartition(": ")
-        return problem("broker", cause.removeprefix("EVENLOAD_AMQP_URL: "), cure)
 
 
 async def check_gateway(url: str, registered: list[str], *, is_expected: bool) -> list[Check]:

@@ -9,14 +9,11 @@ from rich.table import Table
 from rich.text import Text
 
 from services.broker import topology
-from services.cli.console import Console, ConsoleUnusable
+from services.cli.console_search import find_console
 from services.cli.output import make_console, plain, print_json, text
 from services.cli.requests_shown import seconds
 from services.errors import InvalidMessage
-from services.local import running
-from services.local.rabbitmq import console_of
 from services.messages import parse_strict_json
-from services.settings import ConsoleSettings, LocalSettings, load
 from services.timestamps import rfc3339
 
 BODY_SHOWN = 200
@@ -32,7 +29,7 @@ REASONS = {
 
 def run(console_url: str, limit: int, *, as_json: bool) -> int:
     """List the oldest messages in the graveyard; raises `ConsoleUnusable`."""
-    console = _console(console_url)
+    console = find_console(console_url)
     messages, total = asyncio.run(console.peek(topology.GRAVEYARD, limit))
     now_ms = round(time.time() * 1000)
     items = [described(one, now_ms) for one in messages]
@@ -47,23 +44,6 @@ def run(console_url: str, limit: int, *, as_json: bool) -> int:
     left = f", of which the {len(items)} oldest are shown; see --limit" if total > len(items) else ""
     screen.print(Text(f"{total:,} in {topology.GRAVEYARD}{left}", "dim"))
     return 0
-
-
-def _console(url: str) -> Console:
-    settings = load(ConsoleSettings)
-    if url:
-        return Console(url, settings.user, settings.password, settings.vhost)
-    data = load(LocalSettings).data_dir.resolve()
-    stack = running.find(data)
-    if stack is None:
-        raise ConsoleUnusable(f"no stack runs from {data}: start one with `make run`, or give --console")
-    if stack.named("rabbitmq") is None:
-        raise ConsoleUnusable("the stack here has no broker of its own now: wait until it is back, or give --console")
-    try:
-        found, password = console_of(data / "rabbitmq")
-    except OSError as error:
-        raise ConsoleUnusable(f"{error.filename} cannot be read ({error.strerror}): give --console") from None
-    return Console(found, "operator", password, topology.VHOST)
 
 
 def described(message: Mapping[str, Any], now_ms: int) -> dict[str, Any]:

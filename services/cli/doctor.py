@@ -4,13 +4,14 @@ import asyncio
 import contextlib
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator
 
 from pydantic_settings import SettingsConfigDict
 from rich.table import Table
 from rich.text import Text
 
 from services.cli.checks import Check, Finding, exit_code, with_cure, worst
+from services.cli.checks_broker import check_broker
 from services.cli.checks_ledger import check_ledger, ledger_url, registered_substations
 from services.cli.checks_services import check_services
 from services.cli.checks_setup import (
@@ -22,7 +23,7 @@ from services.cli.checks_setup import (
     check_settings,
     check_surroundings,
 )
-from services.cli.checks_stack import check_broker, check_gateway, check_port, check_processes
+from services.cli.checks_stack import check_gateway, check_port, check_processes
 from services.cli.options import gateway_url
 from services.cli.output import make_console, print_json, text
 from services.errors import Misconfigured
@@ -51,10 +52,10 @@ class _Place(Settings):
     ledger_shared: bool = False
 
 
-def run(url: str, *, as_json: bool) -> int:
+def run(url: str, console_url: str = "", *, as_json: bool) -> int:
     """Check everything; returns 0 all well, 1 a problem was found, 2 misconfigured."""
     with _no_logs():  # the broker's library would tell of a refusal, too
-        checks = _checks(url)
+        checks = _checks(url, console_url)
     finding = worst(checks)
     if as_json:
         print_json({"verdict": finding, "checks": [one.as_json() for one in checks]})
@@ -75,7 +76,7 @@ def _no_logs() -> Iterator[None]:
         logging.disable(before)
 
 
-def _checks(url: str) -> list[Check]:
+def _checks(url: str, console_url: str) -> list[Check]:
     checks = [check_python(), *check_surroundings(os.environ), *check_settings()]
     try:
         settings = load(LocalSettings)
@@ -86,9 +87,14 @@ def _checks(url: str) -> list[Check]:
         return checks if fault.said in told else [*checks, fault]
     data = settings.data_dir.resolve()
     stack = running.find(data)
-    is_shared = load(_Place).ledger_shared
-    look = _ask(gateway_url(url), stack, amqp_url, registered_substations(ledger), is_expected=is_shared or bool(stack))
-    asked = asyncio.run(look)
+    registered, is_shared = registered_substations(ledger), load(_Place).ledger_shared
+    asked = asyncio.run(
+        _ask(
+            check_broker(stack, amqp_url, console_url, registered),
+            check_gateway(gateway_url(url), registered, is_expected=is_shared or stack is not None),
+            check_services(gateway_url(url), stack),
+        )
+    )
     checks += [check_grid(settings), *check_ledger(ledger)]
     if not is_shared:
         checks += [check_rabbitmq(settings, amqp_url), check_prometheus(settings), *check_folders(settings)]
@@ -97,15 +103,8 @@ def _checks(url: str) -> list[Check]:
     return checks + asked
 
 
-async def _ask(
-    url: str, stack: running.RunningStack | None, amqp_url: str | None, registered: list[str], *, is_expected: bool
-) -> list[Check]:
-    broker, gateway, services = await asyncio.gather(
-        check_broker(stack, amqp_url),
-        check_gateway(url, registered, is_expected=is_expected),
-        check_services(url, stack),
-    )
-    return [broker, *gateway, *services]
+async def _ask(*looks: Coroutine[None, None, list[Check]]) -> list[Check]:
+    return [one for found in await asyncio.gather(*looks) for one in found]
 
 
 def _table(checks: list[Check]) -> Table:

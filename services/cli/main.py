@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 import typer
 
 from services import streams
-from services.cli.options import Json, OneSubstation, Substation, Url, gateway_url
+from services.cli.options import BrokerConsole, Json, OneSubstation, Substation, Url, gateway_url
 from services.cli.output import leave_with
 
 app = typer.Typer(
@@ -208,13 +208,7 @@ def break_(
 @app.command()
 def dead(
     limit: Annotated[int, typer.Option(min=1, max=500, help="How many of the oldest.")] = 50,
-    console: Annotated[
-        str,
-        typer.Option(
-            help="RabbitMQ's console, with EVENLOAD_CONSOLE_USER and _PASSWORD; else that of the stack here.",
-            metavar="URL",
-        ),
-    ] = "",
+    console: BrokerConsole = "",
     as_json: Json = False,
 ) -> None:
     """List the messages that nobody could read or handle, with the reason; they stay where they lie."""
@@ -224,11 +218,19 @@ def dead(
 
 
 @app.command()
-def doctor(url: Url = "", as_json: Json = False) -> None:
+def mend(console: BrokerConsole = "", as_json: Json = False) -> None:
+    """Make what is missing at the broker (exchanges, queues, bindings, policies, rights); takes nothing away."""
+    from services.cli import mend as command
+
+    leave_with(lambda: command.run(console, as_json=as_json))
+
+
+@app.command()
+def doctor(url: Url = "", console: BrokerConsole = "", as_json: Json = False) -> None:
     """Check the setup, the ledger and a running stack, and tell the cure of each fault; changes nothing."""
     from services.cli import doctor as command
 
-    leave_with(lambda: command.run(url, as_json=as_json))
+    leave_with(lambda: command.run(url, console, as_json=as_json))
 
 
 def main() -> None:

@@ -43,3 +43,11 @@ OneSubstation = Annotated[
 Substation = Annotated[
     str | None, typer.Option(autocompletion=known_substations, help="Only requests of this substation.")
 ]
+BrokerConsole = Annotated[
+    str,
+    typer.Option(
+        "--console",
+        help="RabbitMQ's console, with EVENLOAD_CONSOLE_USER and _PASSWORD; else that of the stack here.",
+        metavar="URL",
+    ),
+]

@@ -1,0 +1,183 @@
+"""The doctor's look at the broker: does it answer, has it all that Evenload needs, and does somebody take from it?"""
+
+import asyncio
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from yarl import URL
+
+from services.broker import topology
+from services.broker.connection import connected as broker_connected
+from services.broker.visible import Visible, look_around
+from services.cli.broker_parts import Rows, Shown, compare, look
+from services.cli.checks import Check, Finding, note, ok, problem
+from services.cli.console import ALARMS, Console, ConsoleRefused, ConsoleUnusable
+from services.cli.console_search import find_console
+from services.errors import BrokerUnavailable, Misconfigured
+from services.local.running import RunningStack
+
+ANSWERS_WITHIN_S = 5.0
+NAMES_SHOWN = 5
+MEND = "run `evenload mend`"
+MEND_THERE = "run `evenload mend --console {}`"
+ALARM_CURES = {
+    "memory": "let its queues become shorter, or raise vm_memory_high_watermark",
+    "disk": "free space on its disk, or lower disk_free_limit",
+}
+
+
+async def check_broker(
+    stack: RunningStack | None, amqp_url: str | None, console_url: str, registered: Sequence[str]
+) -> list[Check]:
+    """Look by AMQP, under the address and the login that the services have, and by the console where one is known.
+
+    `registered` names the substations that somebody runs, by the ledger.
+    """
+    url = amqp_url or (stack and stack.environment("gateway").get("EVENLOAD_AMQP_URL"))
+    has_console = bool(console_url) or (stack is not None and stack.named("rabbitmq") is not None)
+    if not url and not has_console:
+        return [note("broker", "none is named, and no stack runs that has one")]
+    seen = await _by_amqp(url, registered) if url else None
+    if has_console:
+        checks = await _by_console(console_url, registered, seen if isinstance(seen, Visible) else None)
+    else:
+        checks = _as_far_as_seen(seen, registered) if isinstance(seen, Visible) else []
+    # What is missing explains, too, why the broker refuses a service.
+    if any(one.finding is Finding.PROBLEM for one in checks):
+        return checks
+    if isinstance(seen, Check):
+        return [seen, *checks]
+    place = _place(url) if url else console_url
+    return [ok("broker", f"answers at {place}" + (", and nothing is missing there" if has_console else "")), *checks]
+
+
+async def _by_amqp(url: str, registered: Sequence[str]) -> Visible | Check:
+    """What the services' user sees there, or why it sees nothing."""
+    queues = [topology.INTAKE, topology.GRAVEYARD, *map(topology.substation_queue, registered)]
+    log = "see the log of rabbitmq"
+    try:
+        async with asyncio.timeout(ANSWERS_WITHIN_S), broker_connected(url, "evenload doctor", 0) as connection:
+            return await look_around(lambda: connection.channel(publisher_confirms=False), queues)
+    except Misconfigured as error:
+        cause, _, cure = str(error).rpartition(": ")
+        return problem("broker", cause.removeprefix("EVENLOAD_AMQP_URL: "), cure)
+    except BrokerUnavailable as error:
+        return problem("broker", str(error), log)
+    except TimeoutError:
+        return problem("broker", f"{_place(url)} does not answer within {ANSWERS_WITHIN_S:g} s", log)
+
+
+def _place(url: str) -> str:
+    return f"{URL(url).host}:{URL(url).port or 5672}"
+
+
+def _as_far_as_seen(seen: Visible, registered: Sequence[str]) -> list[Check]:
+    """What AMQP alone tells, and what it does not tell."""
+    mend = MEND_THERE.format("URL")
+    faults = [problem("broker", f"exchange {one!r} is missing", mend) for one in seen.absent_exchanges]
+    missing = [one for one in (topology.INTAKE, topology.GRAVEYARD) if one not in seen.consumers]
+    faults += [problem("broker", f"queue {one!r} is missing", mend) for one in missing]
+    faults += _takers(registered, seen.consumers, seen.consumers)
+    cure = "give `--console URL` with EVENLOAD_CONSOLE_USER and EVENLOAD_CONSOLE_PASSWORD"
+    return [*faults, note("broker", "bindings, policies, rights and alarms were not looked at", cure)]
+
+
+async def _by_console(console_url: str, registered: Sequence[str], seen: Visible | None) -> list[Check]:
+    """What is wrong, and what could not be looked at; empty where all is well."""
+    try:
+        console = find_console(console_url)
+        shown = await look(console)
+        parts = compare(shown, are_users_ours=console.is_own)
+        mend = MEND if console.is_own else MEND_THERE.format(console.url)
+        checks = [problem("broker", one.fault, one.cure or mend) for one in parts if one.fault]
+        if shown.has_vhost:
+            consumers = await _consumers(console, shown) if seen is None else seen.consumers
+            if consumers is not None:
+                checks += _takers(registered, consumers, _bound(shown, consumers))
+            checks += await _alarmed(console)
+    except ConsoleUnusable as error:
+        cause, _, cure = str(error).rpartition(": ")
+        return [problem("broker", cause, cure)]
+    if shown.unseen:
+        said = f"user {console.user!r} may not look at {', '.join(shown.unseen)}"
+        checks.append(note("broker", said, "set EVENLOAD_CONSOLE_USER to an administrator"))
+    return checks
+
+
+async def _consumers(console: Console, shown: Shown) -> Mapping[str, int] | None:
+    """How many consumers each queue has, as the console knew a few seconds ago; None where the user may not see it."""
+    rows, queues = await _rows(console, "/api/consumers/{vhost}"), shown.rows["queues"]
+    if rows is None or queues is None:
+        return None
+    counted = Counter(row["queue"]["name"] for row in rows)
+    return {row["name"]: counted[row["name"]] for row in queues}
+
+
+def _bound(shown: Shown, queues: Iterable[str]) -> Iterable[str]:
+    """The queues that are bound to the assignments; all, where nobody can tell because the exchange is missing."""
+    bindings, exchanges = shown.rows["bindings"], shown.rows["exchanges"]
+    if bindings is None or exchanges is None or topology.ASSIGNMENTS not in {row["name"] for row in exchanges}:
+        return queues
+    return {row["destination"] for row in bindings if row["source"] == topology.ASSIGNMENTS}
+
+
+def _takers(registered: Sequence[str], consumers: Mapping[str, int], bound: Iterable[str]) -> Iterator[Check]:
+    """`consumers` of each queue that is there; `bound` names the queues that are bound to the assignments."""
+    if consumers.get(topology.INTAKE) == 0:
+        yield problem("broker", f"no balancer takes from queue {topology.INTAKE!r}", "start one, or see its log")
+    bound = set(bound)
+    without, unbound, idle = [], [], []
+    for one in registered:
+        queue = topology.substation_queue(one)
+        if queue not in consumers:
+            without.append(one)
+        elif queue not in bound:
+            unbound.append(one)
+        elif not consumers[queue]:
+            idle.append(one)
+    cure = "a substation makes its own again within seconds: where it does not, see its log"
+    for those, what in (
+        (without, "without a queue"),
+        (unbound, f"whose queue is not bound to exchange {topology.ASSIGNMENTS!r}"),
+        (idle, "that do not take from their queue"),
+    ):
+        if those:
+            yield problem("broker", f"substations {what}: {_names(those)}", cure)
+
+
+async def _alarmed(console: Console) -> list[Check]:
+    """Alarms, during which the broker takes no messages, and the connections that it holds up."""
+    try:
+        answer = await console.look(ALARMS)
+    except ConsoleRefused:
+        return [note("broker", f"user {console.user!r} may not look at alarms", "give it the tag `monitoring`")]
+    alarms = answer.get("alarms", []) if isinstance(answer, dict) else []
+    checks = [
+        problem("broker", f"takes no messages: it has a {kind} alarm", ALARM_CURES.get(kind, "see its log"))
+        for kind in sorted({str(one.get("resource")) for one in alarms})
+    ]
+    connections = await _rows(console, "/api/connections") or []
+    held = [row for row in connections if row.get("state") in ("blocked", "blocking")]
+    names = sorted(_connection_name(row) for row in held if row.get("vhost") == console.vhost)
+    if names:
+        cure = "it lets them go on when its alarm ends: see above" if checks else "see the log of rabbitmq"
+        checks.append(problem("broker", f"holds up {len(names)} connections: {_names(names)}", cure))
+    return checks
+
+
+async def _rows(console: Console, path: str) -> Rows | None:
+    """The rows at a path; None where the user may not see them."""
+    try:
+        return await console.look(path) or []
+    except ConsoleRefused:
+        return None
+
+
+def _connection_name(row: Mapping[str, Any]) -> str:
+    return str(row.get("client_properties", {}).get("connection_name") or row.get("name"))
+
+
+def _names(names: Sequence[str]) -> str:
+    more = len(names) - NAMES_SHOWN
+    return ", ".join(names[:NAMES_SHOWN]) + (f" and {more} more" if more > 0 else "")
