@@ -162,7 +162,7 @@ async def _alarmed(console: Console) -> list[Check]:
     names = sorted(_connection_name(row) for row in held if row.get("vhost") == console.vhost)
     if names:
         cure = "it lets them go on when its alarm ends: see above" if checks else "see the log of rabbitmq"
-        checks.append(problem("broker", f"holds up {len(names)} connections: {_names(names)}", cure))
+        checks.append(problem("broker", f"holds up these connections: {_names(names)}", cure))
     return checks
 
 

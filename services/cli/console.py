@@ -61,7 +61,8 @@ class Console:
             return None
         if status >= 400 and path != ALARMS:
             raise ConsoleUnusable(
-                f"the console at {self.url} fails at {path} ({_reason(answer) or status}): see the broker's log"
+                f"the console at {self.url} fails at {path.format(vhost=self.vhost)} ({_reason(answer) or status}): "
+                "see the broker's log"
             )
         return answer
 

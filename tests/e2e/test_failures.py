@@ -6,8 +6,10 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from harness.beside import beside, island
+from harness.broker import api
 from harness.stack import Stack, readiness, started, until
 
+from services.broker import topology
 from services.local.ports import free_ports
 
 KILLED = -signal.SIGKILL
@@ -191,3 +193,22 @@ def test_failure_25_services_told_to_end_under_load_turn_unready_settle_and_leav
     stack.until_ended(request_ids)
     for victim in victims:
         until(lambda victim=victim: readiness(stack.admin_port(victim))[0] == 200, f"{victim} ready again")
+
+
+def test_a_substation_whose_binding_is_gone_gets_its_requests_by_its_heartbeat_and_floods_no_log(stack, module_vhost):
+    binding = f"bindings/{module_vhost.name}/e/{topology.ASSIGNMENTS}/q/{topology.substation_queue('north')}"
+    began = len(stack.said_by("balancer"))
+    api(module_vhost.broker, "DELETE", f"{binding}/north")
+    try:
+        request_ids = stack.submit(100, over_s=3, energy_kwh=1, max_power_kw=11)
+        stack.until_ended(request_ids)
+    finally:
+        api(module_vhost.broker, "POST", binding, {"routing_key": "north"})
+
+    histories = [stack.history(one) for one in request_ids]
+    assert {history[-1].status for history in histories} == {"completed"}
+    assert max(history[-1].attempt for history in histories) <= 3
+    assert {line.substation for history in histories for line in history} >= {"north", "south"}
+    told = [line for line in stack.said_by("balancer")[began:] if line["event"] == "substations_not_reached"]
+    assert {line["substations"] for line in told} <= {"north"}
+    assert len(told) <= 2  # one in 30 s

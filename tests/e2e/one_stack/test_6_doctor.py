@@ -1,14 +1,17 @@
 """What the doctor says of a stack that is well, of one that is ill, and of none."""
 
+import base64
 import fcntl
 import os
 import sqlite3
+import urllib.request
 
 import psutil
 from harness.commands import seen, told
 from harness.fake_gateway import fake_gateway
 from harness.stack import Stack, until
 
+from services.broker import topology
 from services.ledger.sqlite_files import lock_path
 from services.local.ports import free_ports
 
@@ -52,6 +55,22 @@ def test_the_doctor_finds_a_healthy_stack_well(stack):
     assert terminal.wait() == 0
     for word in ("✓ python", "✓ broker", "✓ gateway", "✓ balancer", "all of 4 answer", "all well"):
         assert word in terminal.text
+
+
+def test_what_the_doctor_finds_missing_at_the_stacks_own_broker_mend_makes_without_being_told_where(stack):
+    url, user, password = stack.console()
+    login = base64.b64encode(f"{user}:{password}".encode()).decode()
+    gone = urllib.request.Request(  # noqa: S310
+        f"{url}/api/policies/{topology.VHOST}/charge-work", method="DELETE", headers={"Authorization": f"Basic {login}"}
+    )
+    urllib.request.urlopen(gone, timeout=30).close()  # noqa: S310
+
+    broker = doctor(stack, 1)["broker"]
+    assert (broker["said"], broker["cure"]) == ("policy 'charge-work' is missing", "run `evenload mend`")
+    answer = told(stack, "mend")
+    assert [one["name"] for one in answer["items"] if one["outcome"] == "made"] == ["charge-work"]
+    assert {one["name"] for one in answer["items"] if one["kind"] == "rights"} == set(topology.ROLES)
+    until(lambda: told(stack, "doctor", code=0), "a healthy stack again")
 
 
 def test_the_doctor_names_a_ledger_lock_that_is_held(stack):
