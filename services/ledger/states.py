@@ -44,6 +44,7 @@ class Reason(StrEnum):
     DECLINED = "declined"
     DRAINED = "drained"
     UNROUTABLE = "unroutable"
+    """No balancer gives a request back with it any more; the histories of earlier ones hold it."""
     UNCLAIMED = "unclaimed"
     SUBSTATION_LOST = "substation_lost"
     INTERRUPTED_TOO_OFTEN = "interrupted_too_often"
