@@ -12,7 +12,7 @@ from gateway.load_view import LoadView
 from gateway.metrics import GatewayMetrics
 from gateway.settings import GatewaySettings
 from services.backends import opened
-from services.broker.events import LOAD_TABLE, listening
+from services.broker.events import LOAD_TABLE, listen_for_ever
 from services.ledger.intake import LedgerIntake
 from services.ledger.operating import LedgerOperating
 from services.lifecycle import Life, run
@@ -25,10 +25,13 @@ async def serve(life: Life, settings: GatewaySettings) -> None:
         backends = await stack.enter_async_context(opened(life))
         ledger = LedgerIntake(backends.ledger)
         view = LoadView()
-        await stack.enter_async_context(listening(backends.consuming, LOAD_TABLE, view.take))
         metrics = GatewayMetrics(life.metrics.registry)
         intake = IntakeQueue(ledger, backends.publisher, settings)
-        await stack.enter_async_context(life.background(intake.run(), metrics.follow(ledger)))
+        # A gateway that began without the broker goes on accepting, whatever the broker allows it later.
+        hearing = listen_for_ever(
+            backends.consuming, LOAD_TABLE, view.take, refuses_to_start=backends.consuming.has_connected
+        )
+        await stack.enter_async_context(life.background(intake.run(), metrics.follow(ledger), hearing))
         # Entered after the queue it feeds: the port closes before the queue is drained.
         stack.push_async_callback(intake.drain)
         operating = LedgerOperating(backends.ledger)

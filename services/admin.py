@@ -20,6 +20,8 @@ class AdminServer:
         self.ready = False
         self.faults: list[Callable[[], str | None]] = []
         """Each tells why the process cannot do its work now, or None; asked whenever somebody asks `/readyz`."""
+        self.degradations: list[Callable[[], str | None]] = []
+        """As `faults`, of what a process can do its work without: it stays ready, and tells the cause all the same."""
         app = web.Application()
         app.router.add_get("/healthz", self._healthz)
         app.router.add_get("/readyz", self._readyz)
@@ -50,12 +52,16 @@ class AdminServer:
         """Why the process cannot do its work now; empty where it can."""
         return [cause for fault in self.faults if (cause := fault())]
 
+    def degraded(self) -> list[str]:
+        """What the process must do without; empty where it has everything."""
+        return [cause for fault in self.degradations if (cause := fault())]
+
     async def _readyz(self, _request: web.Request) -> web.Response:
-        if not self.ready:
-            return web.Response(text="not ready\n", status=503)
-        if causes := self.causes():
-            return web.Response(text=f"not ready: {'; '.join(causes)}\n", status=503)
-        return web.Response(text="ready\n")
+        causes = self.causes()
+        if causes or not self.ready:
+            told = f": {'; '.join(causes)}" if causes else ""
+            return web.Response(text=f"not ready{told}\n", status=503)
+        return web.Response(text=f"ready\n{''.join(f'degraded: {cause}\n' for cause in self.degraded())}")
 
 
 def free_port(host: str) -> int:

@@ -7,10 +7,11 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass
 
 from services.broker import topology
-from services.broker.connection import connected
+from services.broker.address import BrokerAddress
+from services.broker.connection import connected, until_connected
 from services.broker.publisher import Publisher
-from services.broker.reconnecting import ReconnectingConnection
-from services.broker.rights import require_topology
+from services.broker.session import Session, running
+from services.broker.upkeep import Upkeep
 from services.errors import BrokerUnavailable, LedgerUnavailable, Misconfigured
 from services.ledger.connection import LedgerConnection, open_ledger
 from services.lifecycle import Life
@@ -19,6 +20,8 @@ from services.logs import get_logger
 log = get_logger(__name__)
 
 LOOK_EVERY_S = 0.4
+GATEWAY_PATIENCE_S = 3.0
+"""How long a gateway waits at its start for a broker that gives no answer; the rest of the time it accepts without."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +30,7 @@ class Backends:
 
     ledger: LedgerConnection
     publisher: Publisher
-    consuming: ReconnectingConnection
+    consuming: Session
 
 
 @contextlib.asynccontextmanager
@@ -58,7 +61,7 @@ async def ledger_opened(life: Life) -> AsyncIterator[LedgerConnection]:
             )
         except Misconfigured as ledgers_fault:
             try:  # one look at the broker, so that who has two faults hears of both at once
-                await _connections(stack, life, startup_timeout_s=0)
+                await _look_at_broker(life)
             except Misconfigured as brokers_fault:
                 raise Misconfigured(f"{ledgers_fault}; and {brokers_fault}") from None
             except BrokerUnavailable as error:
@@ -70,33 +73,47 @@ async def ledger_opened(life: Life) -> AsyncIterator[LedgerConnection]:
 
 
 @contextlib.asynccontextmanager
-async def broker_opened(life: Life) -> AsyncIterator[tuple[Publisher, ReconnectingConnection]]:
+async def broker_opened(life: Life) -> AsyncIterator[tuple[Publisher, Session]]:
     """Open the broker, once to publish and once to consume; raises `Misconfigured` where it cannot be had or used.
 
-    The process is ready only while it has the broker, unless it is a gateway: that goes on accepting without, and a
-    load balancer must not take all of them out for it.
+    The process is ready only while it has the broker and all that it needs there, unless it is a gateway: that goes on
+    accepting without, and a load balancer must not take all of them out for it. It starts without the broker, too, but
+    not with one that refuses it.
     """
     common = life.common
+    is_gateway = life.service == "gateway"
+    address = BrokerAddress(common.amqp_url)
     async with AsyncExitStack() as stack:
-        publishing, consuming = await _connections(stack, life, common.startup_timeout_s)
-        publisher = await Publisher.open(publishing, common.envelope_max)
-        faults = [] if life.service == "gateway" else [publishing.fault, consuming.fault]
-        life.admin.faults += faults
+        publishing = await stack.enter_async_context(running(address, f"{life.instance} publish"))
+        consuming = await stack.enter_async_context(running(address, f"{life.instance} consume"))
+        publisher = Publisher(publishing, common.envelope_max)
+        upkeep = Upkeep(consuming, publisher, _role(life), life.metrics.topology_missing)
+        told = life.admin.degradations if is_gateway else life.admin.faults
+        for fault in (consuming.waiting, publishing.fault, consuming.fault, upkeep.fault):
+            told.append(fault)
+            stack.callback(told.remove, fault)
         try:
-            yield publisher, consuming
-        finally:
-            for one in faults:
-                life.admin.faults.remove(one)
+            for one in (publishing, consuming):
+                unanswered_s = GATEWAY_PATIENCE_S if is_gateway else None
+                await until_connected(one, common.startup_timeout_s, unanswered_s=unanswered_s)
+            await upkeep.require()
+        except BrokerUnavailable as error:
+            if not is_gateway:
+                raise
+            log.warning("broker_not_waited_for", cause=str(error))
+        await stack.enter_async_context(life.background(upkeep.look_for_ever()))
+        yield publisher, consuming
 
 
-async def _connections(
-    stack: AsyncExitStack, life: Life, startup_timeout_s: float
-) -> tuple[ReconnectingConnection, ReconnectingConnection]:
-    url = life.common.amqp_url
-    publishing = await stack.enter_async_context(connected(url, f"{life.instance} publish", startup_timeout_s))
-    consuming = await stack.enter_async_context(connected(url, f"{life.instance} consume", startup_timeout_s))
-    await require_topology(publishing, topology.ROLES[life.service.removesuffix("s")])
-    return publishing, consuming
+async def _look_at_broker(life: Life) -> None:
+    """Raise `Misconfigured` where the broker cannot be had or used now."""
+    async with connected(life.common.amqp_url, f"{life.instance} look", startup_timeout_s=0) as session:
+        publisher = Publisher(session, life.common.envelope_max)
+        await Upkeep(session, publisher, _role(life), life.metrics.topology_missing).require()
+
+
+def _role(life: Life) -> topology.Role:
+    return topology.ROLES[life.service.removesuffix("s")]
 
 
 async def _watch(ledger: LedgerConnection) -> None:

@@ -28,6 +28,11 @@ class ServiceMetrics:
             registry=registry,
             buckets=COMMIT_BUCKETS_S,
         )
+        self.topology_missing = Gauge(
+            "evenload_broker_topology_missing",
+            "Exchanges, queues, bindings and rights that this process needs at the broker and misses; 0 when well.",
+            registry=registry,
+        )
         Gauge(
             "evenload_build_info",
             "Always 1; the labels tell what runs.",

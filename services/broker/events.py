@@ -1,17 +1,17 @@
 """Events: what somebody may like to know at once. They are hints; a lost one makes nothing wrong, only later."""
 
-import contextlib
 import json
-from collections.abc import AsyncIterator, Callable
+import uuid
+from collections.abc import Callable
 from typing import Any
 
-from aio_pika.abc import AbstractIncomingMessage
+from aio_pika.abc import AbstractChannel, AbstractIncomingMessage, AbstractQueue
 
 from services.broker import topology
-from services.broker.connection import deadline
 from services.broker.publisher import Publisher
-from services.broker.reconnecting import ReconnectingConnection
 from services.broker.rights import needing
+from services.broker.session import Session
+from services.broker.subscription import Subscription
 from services.errors import InvalidMessage
 from services.logs import get_logger
 from services.messages import parse_strict_json
@@ -20,6 +20,7 @@ log = get_logger(__name__)
 
 LOAD_TABLE = "load_table"
 EVENT_MAX_BYTES = 1024 * 1024
+PREFETCH = 100
 
 
 async def publish_event(publisher: Publisher, kind: str, source: str, payload: dict[str, Any]) -> None:
@@ -28,11 +29,10 @@ async def publish_event(publisher: Publisher, kind: str, source: str, payload: d
     await publisher.publish(topology.EVENTS, f"{kind}.{source}", body, message_type=kind, mandatory=False)
 
 
-@contextlib.asynccontextmanager
-async def listening(
-    connection: ReconnectingConnection, kind: str, take: Callable[[dict[str, Any]], None]
-) -> AsyncIterator[None]:
-    """Call `take` with each event of `kind`, also after reconnects; raises `BrokerUnavailable`, `Misconfigured`."""
+async def listen_for_ever(
+    session: Session, kind: str, take: Callable[[dict[str, Any]], None], *, refuses_to_start: bool = True
+) -> None:
+    """Call `take` with each event of `kind` until cancelled; raises as `Subscription.run` does."""
 
     async def receive(message: AbstractIncomingMessage) -> None:
         try:
@@ -45,17 +45,17 @@ async def listening(
         except (InvalidMessage, KeyError, TypeError, ValueError, OverflowError) as fault:
             log.warning("event_dropped", kind=kind, fault=repr(fault))
 
-    async with deadline(10, "listening for events"):
-        channel = await connection.channel(publisher_confirms=False)
-        await channel.set_qos(prefetch_count=100)
-        with needing(connection, "configure"):
+    async def make(channel: AbstractChannel, name: str) -> AbstractQueue:
+        with needing(session, "configure"):
             queue = await channel.declare_queue(
-                exclusive=True, auto_delete=True, arguments=dict(topology.EVENT_QUEUE_ARGUMENTS)
+                name, exclusive=True, auto_delete=True, arguments=dict(topology.EVENT_QUEUE_ARGUMENTS)
             )
-        with needing(connection, "write", topology.EVENTS):
+        with needing(session, "write", topology.EVENTS):
             await queue.bind(topology.EVENTS, f"{kind}.#")
-        with needing(connection, "read"):
-            await queue.consume(receive, no_ack=True)
-    # The connection holds channels weakly: these two names keep the subscription alive.
-    yield
-    del channel, queue
+        return queue
+
+    # A new name each time: a connection that broke half holds its exclusive queue for a while.
+    subscription = Subscription(
+        session, make, receive, new_name=lambda: f"amq_{uuid.uuid4().hex}", prefetch=PREFETCH, no_ack=True
+    )
+    await subscription.run(refuses_to_start=refuses_to_start)

@@ -5,32 +5,65 @@ import uuid
 from collections.abc import Sequence
 
 from aio_pika import DeliveryMode, Message
-from aio_pika.abc import AbstractExchange, AbstractRobustChannel
+from aio_pika.abc import AbstractChannel, AbstractExchange
 from aio_pika.exceptions import PublishError
 
-from services.broker.connection import deadline
-from services.broker.reconnecting import ReconnectingConnection
-from services.errors import Unroutable
+from services.broker.calls import within
+from services.broker.session import Session
+from services.clock import monotonic_s
+from services.errors import BrokerUnavailable, Unroutable
 from services.messages import Hint, chunked, encode
 
 PUBLISH_DEADLINE_S = 5.0
-OPEN_DEADLINE_S = 10.0
+
+
+class _Outlet:
+    """A confirming channel for one exchange: a channel that the broker closes takes all with it that is under way."""
+
+    def __init__(self, session: Session, exchange: str) -> None:
+        self._session = session
+        self._name = exchange
+        self._opening = asyncio.Lock()
+        self._channel: AbstractChannel | None = None
+        self._exchange: AbstractExchange | None = None
+        self.confirmed = 0
+        self.is_routed = True
+        """Whether the last message found a queue."""
+        self.told_at_s = 0.0
+        """When the broker last told so."""
+
+    async def send(self, message: Message, routing_key: str, *, mandatory: bool) -> None:
+        target = await self._target()
+        try:
+            await target.publish(message, routing_key, mandatory=mandatory)
+        except PublishError:
+            self._note(is_routed=False)
+            raise Unroutable(f"no queue takes {self._name!r} with key {routing_key!r}") from None
+        self._note(is_routed=True)
+
+    def forget_channel(self) -> None:
+        """Open another channel for the next message."""
+        self._exchange = None
+
+    def _note(self, *, is_routed: bool) -> None:
+        self.confirmed += 1
+        self.is_routed, self.told_at_s = is_routed, monotonic_s()
+
+    async def _target(self) -> AbstractExchange:
+        async with self._opening:
+            if self._exchange is None or self._channel is None or self._channel.is_closed:
+                self._channel = await self._session.channel(publisher_confirms=True, on_return_raises=True)
+                self._exchange = await self._channel.get_exchange(self._name, ensure=False)
+            return self._exchange
 
 
 class Publisher:
-    """A confirming channel on a connection of its own, so that a blocked publisher never stops consumers."""
+    """Publishes over a session of its own, so that a blocked publisher never stops consumers."""
 
-    def __init__(self, channel: AbstractRobustChannel, envelope_max: int) -> None:
-        self._channel = channel
+    def __init__(self, session: Session, envelope_max: int) -> None:
+        self._session = session
         self._envelope_max = envelope_max
-        self._exchanges: dict[str, AbstractExchange] = {}
-
-    @classmethod
-    async def open(cls, connection: ReconnectingConnection, envelope_max: int) -> "Publisher":
-        """Open the channel; raises `BrokerUnavailable`."""
-        async with deadline(OPEN_DEADLINE_S, "opening a channel"):
-            channel = await connection.channel(publisher_confirms=True, on_return_raises=True)
-        return cls(channel, envelope_max)
+        self._outlets: dict[str, _Outlet] = {}
 
     async def publish_hints(self, exchange: str, routing_key: str, hints: Sequence[Hint]) -> None:
         """Publish hints in as few envelopes as allowed, and await every confirm.
@@ -60,14 +93,20 @@ class Publisher:
             content_type="application/json",
             delivery_mode=DeliveryMode.PERSISTENT if mandatory else DeliveryMode.NOT_PERSISTENT,
         )
-        async with deadline(PUBLISH_DEADLINE_S, f"publishing to {exchange}"):
-            target = await self._exchange(exchange)
-            try:
-                await target.publish(message, routing_key, mandatory=mandatory)
-            except PublishError:
-                raise Unroutable(f"no queue takes {exchange!r} with key {routing_key!r}") from None
+        outlet = self._outlets.setdefault(exchange, _Outlet(self._session, exchange))
+        confirmed_before = outlet.confirmed
+        sending = outlet.send(message, routing_key, mandatory=mandatory)
+        try:
+            await within(PUBLISH_DEADLINE_S, f"publishing to {exchange}", sending, self._blocked)
+        except BrokerUnavailable:
+            if outlet.confirmed == confirmed_before and self._blocked() is None:
+                outlet.forget_channel()  # it may be the channel that is dead; the session looks after its connection
+            raise
 
-    async def _exchange(self, name: str) -> AbstractExchange:
-        if name not in self._exchanges:
-            self._exchanges[name] = await self._channel.get_exchange(name, ensure=False)
-        return self._exchanges[name]
+    def last_routed(self, exchange: str) -> tuple[bool, float]:
+        """Whether the last message to `exchange` found a queue, and when that was told (monotonic s; 0: never)."""
+        outlet = self._outlets.get(exchange)
+        return (True, 0.0) if outlet is None else (outlet.is_routed, outlet.told_at_s)
+
+    def _blocked(self) -> str | None:
+        return "the broker takes no messages now (memory or disk runs out)" if self._session.is_blocked else None

@@ -9,14 +9,15 @@ import asyncio
 import json
 from collections.abc import Awaitable, Callable, Sequence
 
-from aio_pika.abc import AbstractIncomingMessage
+from aio_pika.abc import AbstractChannel, AbstractIncomingMessage, AbstractQueue
 from prometheus_client import Counter
 
 from services.broker import topology
-from services.broker.connection import deadline
+from services.broker.calls import within
 from services.broker.publisher import Publisher
-from services.broker.reconnecting import ReconnectingConnection
 from services.broker.rights import needing
+from services.broker.session import Session
+from services.broker.subscription import Subscription
 from services.clock import wall_ms
 from services.errors import BrokerUnavailable, InvalidMessage, LedgerRefused, LedgerUnavailable, Unroutable
 from services.logs import get_logger
@@ -26,7 +27,6 @@ log = get_logger(__name__)
 
 CALL_DEADLINE_S = 10.0
 LEDGER_PAUSE_S = 0.5
-AGAIN_PAUSE_S = 0.5
 REQUEUE_PAUSE_S = 0.2
 SETTLE_LAST_S = 4.0
 BATCH_MAX_DELIVERIES = 64
@@ -48,63 +48,56 @@ class Consumer:
         for outcome in OUTCOMES:
             settled.labels(queue, outcome)
         self._deliveries: asyncio.Queue[AbstractIncomingMessage] = asyncio.Queue()
+        self._settling: asyncio.Task[None] | None = None
 
-    async def consume_for_ever(
-        self, connection: ReconnectingConnection, *, prefetch: int, tag: str, bind_to: str | None = None
-    ) -> None:
-        """As `consume`, and try again where the broker is away just when consumption begins.
-
-        Later the connection brings the consumer back by itself.
-        """
-        while True:
-            try:
-                await self.consume(connection, prefetch=prefetch, tag=tag, bind_to=bind_to)
-            except BrokerUnavailable as error:
-                log.warning("consumption_awaits_broker", queue=self._queue, cause=str(error))
-                await asyncio.sleep(AGAIN_PAUSE_S)
-
-    async def consume(
-        self, connection: ReconnectingConnection, *, prefetch: int, tag: str, bind_to: str | None = None
-    ) -> None:
+    async def consume_for_ever(self, session: Session, *, prefetch: int, tag: str, bind_to: str | None = None) -> None:
         """Consume until cancelled; a delivery in hand is settled first.
 
         `bind_to` names the exchange for a queue that its consumer itself declares; others must exist. Raises
-        `BrokerUnavailable` where the broker is away at its beginning, `Misconfigured` where the user lacks a right.
+        `RightLacking` where the user lacks a right at the start.
         """
-        async with deadline(CALL_DEADLINE_S, f"consuming {self._queue}"):
-            channel = await connection.channel(publisher_confirms=False)
-            await channel.set_qos(prefetch_count=prefetch)
+
+        async def make(channel: AbstractChannel, name: str) -> AbstractQueue:
             if bind_to is None:
-                queue = await channel.declare_queue(self._queue, passive=True)
-            else:
-                with needing(connection, "configure"):
-                    queue = await channel.declare_queue(self._queue, durable=True, arguments=dict(topology.QUORUM))
-                with needing(connection, "write", bind_to):
-                    await queue.bind(bind_to, self._queue.removeprefix(topology.SUBSTATION_PREFIX))
-            with needing(connection, "read"):
-                await queue.consume(self._deliveries.put, consumer_tag=tag)
-        settling: asyncio.Task[None] | None = None
+                return await channel.declare_queue(name, passive=True)
+            with needing(session, "configure"):
+                queue = await channel.declare_queue(name, durable=True, arguments=dict(topology.QUORUM))
+            with needing(session, "write", bind_to):
+                await queue.bind(bind_to, name.removeprefix(topology.SUBSTATION_PREFIX))
+            return queue
+
+        subscription = Subscription(
+            session, make, self._deliveries.put, new_name=lambda: self._queue, prefetch=prefetch, tag=tag
+        )
+        consuming = asyncio.create_task(subscription.run())
+        settling = asyncio.create_task(self._settle_for_ever())
         try:
-            while True:
-                batch = [await self._deliveries.get()]
-                while not self._deliveries.empty() and len(batch) < BATCH_MAX_DELIVERIES:
-                    batch.append(self._deliveries.get_nowait())
-                settling = asyncio.create_task(self._settle(batch))
-                await asyncio.shield(settling)
+            await asyncio.wait({consuming, settling}, return_when=asyncio.FIRST_COMPLETED)
+            await (consuming if consuming.done() else settling)
         finally:
-            try:
-                async with deadline(1, "cancelling"):
-                    await queue.cancel(tag)
-            except BrokerUnavailable:
-                log.info("consumer_cancel_unconfirmed", queue=self._queue)
-            if settling is not None:
-                await asyncio.wait({settling}, timeout=SETTLE_LAST_S)
-                settling.cancel()
+            await subscription.stop()
+            settling.cancel()
+            if self._settling is not None:
+                await asyncio.wait({self._settling}, timeout=SETTLE_LAST_S)
+                self._settling.cancel()
+            consuming.cancel()
+            await asyncio.wait({consuming, settling})
+
+    async def _settle_for_ever(self) -> None:
+        while True:
+            batch = [await self._deliveries.get()]
+            while not self._deliveries.empty() and len(batch) < BATCH_MAX_DELIVERIES:
+                batch.append(self._deliveries.get_nowait())
+            self._settling = asyncio.create_task(self._settle(batch))
+            await asyncio.shield(self._settling)
 
     async def _settle(self, deliveries: Sequence[AbstractIncomingMessage]) -> None:
         """Handle and settle a batch; never raises for what a message holds."""
         readable: list[tuple[AbstractIncomingMessage, Envelope]] = []
         for delivery in deliveries:
+            if delivery.type == topology.PROBE:
+                await self._give(delivery, topology.PROBE)  # no work, so it is not counted
+                continue
             try:
                 envelope = decode(delivery.body)
             except InvalidMessage as fault:
@@ -174,17 +167,15 @@ class Consumer:
             await self._give(delivery, outcome)
 
     async def _give(self, delivery: AbstractIncomingMessage, outcome: str) -> None:
+        call = delivery.nack(requeue=True) if outcome == "requeued" else delivery.ack()
         try:
-            async with deadline(CALL_DEADLINE_S, "settling"):
-                if outcome == "requeued":
-                    await delivery.nack(requeue=True)
-                else:
-                    await delivery.ack()
+            await within(CALL_DEADLINE_S, "settling", call)
         except BrokerUnavailable:
             # The channel broke: the broker delivers it again, and the ledger makes that harmless.
             log.info("settling_unconfirmed", queue=self._queue)
             return
-        self._settled.labels(self._queue, outcome).inc()
+        if outcome in OUTCOMES:
+            self._settled.labels(self._queue, outcome).inc()
 
 
 def delivery_number(delivery: AbstractIncomingMessage) -> int:

@@ -32,6 +32,9 @@ CLASSIC: Mapping[str, Any] = {"x-queue-type": "classic"}
 EVENT_QUEUE_ARGUMENTS: Mapping[str, Any] = {"x-max-length": 1_000, "x-overflow": "drop-head"}
 """Of each reader's own exclusive queue: an event is a hint, and an old one is worth nothing."""
 
+PROBE = "probe"
+"""The type of a message that only shows that a queue is bound; whoever consumes it acks it."""
+
 DELIVERY_LIMIT = 20
 TAKE_APART_AFTER = 3
 """Deliveries after which an envelope is handled hint by hint, so that one poisoned hint is found."""

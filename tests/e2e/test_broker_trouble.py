@@ -172,7 +172,7 @@ async def test_failure_05_a_connection_that_breaks_while_it_is_blocked_comes_bac
     with fresh_vhost(broker) as vhost, TcpProxy(broker.ports.amqp) as proxy:
         url = vhost.amqp_url("gateway").replace(f":{broker.ports.amqp}/", f":{proxy.port}/")
         async with connected(url, "gateway test", 30) as connection:
-            publisher = await Publisher.open(connection, 100)
+            publisher = Publisher(connection, 100)
             with node.alarmed():
                 assert not await is_published(publisher)
                 proxy.cut()

@@ -8,19 +8,18 @@ from dataclasses import dataclass, field
 import pytest
 from aiormq.exceptions import ChannelAccessRefused
 from harness.broker import api
+from harness.broker_sessions import eventually, meanwhile
 from harness.tcp_proxy import TcpProxy
 from prometheus_client import CollectorRegistry, Counter
 from yarl import URL
 
 from services.broker import topology
 from services.broker.connection import connected
-from services.broker.events import LOAD_TABLE, listening, publish_event
+from services.broker.events import LOAD_TABLE, listen_for_ever, publish_event
 from services.broker.publisher import Publisher
 from services.broker.settle import Consumer
 from services.errors import BrokerUnavailable, LedgerRefused, LedgerUnavailable, Misconfigured, Unroutable
 from services.messages import Hint, encode
-
-DEADLINE_S = 60
 
 
 @dataclass
@@ -49,7 +48,7 @@ class Handler:
 @asynccontextmanager
 async def publisher_of(vhost, role, envelope_max=100):
     async with connected(vhost.amqp_url(role), f"{role} test", 30) as connection:
-        yield await Publisher.open(connection, envelope_max)
+        yield Publisher(connection, envelope_max)
 
 
 @asynccontextmanager
@@ -60,20 +59,12 @@ async def consuming(vhost, role, queue, handler, bind_to=None):
         publisher_of(vhost, role) as publisher,
     ):
         consumer = Consumer(queue, handler, publisher, settled)
-        task = asyncio.create_task(consumer.consume(connection, prefetch=10, tag="test", bind_to=bind_to))
+        task = asyncio.create_task(consumer.consume_for_ever(connection, prefetch=10, tag="test", bind_to=bind_to))
         try:
             yield settled
         finally:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
-
-
-async def eventually(condition, what):
-    async with asyncio.timeout(DEADLINE_S):
-        while not (value := condition()):
-            await asyncio.sleep(0.05)
-    assert value, what
-    return value
 
 
 async def messages_in(vhost, queue):
@@ -112,8 +103,6 @@ async def test_a_broker_that_goes_just_when_consumption_begins_is_waited_for(vho
                 await eventually(lambda: not connection.connected.is_set(), "the loss noticed")
                 settled = Counter("settled", "…", ["queue", "outcome"], registry=CollectorRegistry())
                 consumer = Consumer(topology.INTAKE, handler, publisher, settled)
-                with pytest.raises(BrokerUnavailable):
-                    await consumer.consume(connection, prefetch=10, tag="test")
                 task = asyncio.create_task(consumer.consume_for_ever(connection, prefetch=10, tag="test"))
                 proxy.heal()
                 await eventually(lambda: outcome(settled, topology.INTAKE, "acked") == 1, "one ack")
@@ -215,11 +204,12 @@ async def test_events_reach_who_listens_and_nobody_listening_is_no_error(vhost):
         await publish_event(publisher, LOAD_TABLE, "balancer-1", {"n": 0})
         async with (
             connected(vhost.amqp_url("gateway"), "gateway test", 30) as connection,
-            listening(connection, LOAD_TABLE, heard.append),
+            meanwhile(listen_for_ever(connection, LOAD_TABLE, heard.append)),
         ):
-            await publish_event(publisher, LOAD_TABLE, "balancer-1", {"n": 1})
-            await eventually(lambda: heard, "an event")
-    assert [event["n"] for event in heard] == [1]
+            while not heard:
+                await publish_event(publisher, LOAD_TABLE, "balancer-1", {"n": 1})
+                await asyncio.sleep(0.05)
+    assert {event["n"] for event in heard} == {1}
 
 
 @pytest.mark.parametrize(

@@ -6,17 +6,16 @@ from contextlib import asynccontextmanager
 
 import pytest
 from harness.broker import api
+from harness.broker_sessions import DEADLINE_S, eventually, meanwhile
 from harness.tcp_proxy import TcpProxy
 
-from services.broker import reconnecting, topology
+from services.broker import session, topology
 from services.broker.connection import connected
-from services.broker.events import LOAD_TABLE, listening, publish_event
+from services.broker.events import LOAD_TABLE, listen_for_ever, publish_event
 from services.broker.publisher import Publisher
-from services.broker.reconnecting import FAULTY_AFTER_S, FIRST_PAUSE_MAX_S, LONGEST_PAUSE_S, SHORTEST_PAUSE_S, pause_s
+from services.broker.session import FAULTY_AFTER_S, FIRST_PAUSE_MAX_S, LONGEST_PAUSE_S, SHORTEST_PAUSE_S, pause_s
 from services.errors import BrokerUnavailable, Misconfigured
 from services.messages import Hint
-
-DEADLINE_S = 120
 
 
 @pytest.fixture
@@ -32,14 +31,6 @@ async def through(proxy, vhost, role, name=None, startup_timeout_s=30.0, **repla
         url = url.replace(right, wrong)
     async with connected(url, name or uuid.uuid4().hex, startup_timeout_s) as connection:
         yield connection
-
-
-async def eventually(condition, what):
-    async with asyncio.timeout(DEADLINE_S):
-        while not (value := condition()):
-            await asyncio.sleep(0.05)
-    assert value, what
-    return value
 
 
 async def publish(publisher):
@@ -77,7 +68,7 @@ async def test_failure_22_each_attempt_waits_for_a_pause_of_its_own(proxy, vhost
         drawn.append(away_s)
         return 0.01 + len(drawn) / 100_000
 
-    monkeypatch.setattr(reconnecting, "pause_s", short_pause_s)
+    monkeypatch.setattr(session, "pause_s", short_pause_s)
     slept = []
     sleep = asyncio.sleep
 
@@ -86,7 +77,7 @@ async def test_failure_22_each_attempt_waits_for_a_pause_of_its_own(proxy, vhost
         await sleep(delay_s, *more)
 
     async with through(proxy, vhost, "gateway") as connection:
-        publisher = await Publisher.open(connection, 100)
+        publisher = Publisher(connection, 100)
         monkeypatch.setattr(asyncio, "sleep", noted_sleep)
         proxy.refuse()
         proxy.cut()
@@ -102,7 +93,7 @@ async def test_failure_22_each_attempt_waits_for_a_pause_of_its_own(proxy, vhost
 async def test_failure_22_a_connection_that_was_cut_often_is_still_one(proxy, vhost):
     name = uuid.uuid4().hex
     async with through(proxy, vhost, "gateway", name) as connection:
-        publisher = await Publisher.open(connection, 100)
+        publisher = Publisher(connection, 100)
         async with asyncio.timeout(DEADLINE_S):
             for _ in range(5):
                 proxy.cut()
@@ -113,7 +104,7 @@ async def test_failure_22_a_connection_that_was_cut_often_is_still_one(proxy, vh
 
 
 async def test_failure_06_an_attempt_at_a_silent_broker_ends_and_leaves_nothing_behind(proxy, vhost, monkeypatch):
-    monkeypatch.setattr("services.broker.connection.ATTEMPT_DEADLINE_S", 0.3)
+    monkeypatch.setattr("services.broker.link.ATTEMPT_DEADLINE_S", 0.3)
     proxy.stall()
     with pytest.raises(Misconfigured, match="no answer in time"):
         async with through(proxy, vhost, "gateway", startup_timeout_s=1.5):
@@ -145,9 +136,9 @@ async def test_failure_06_events_are_heard_again_after_a_half_open_connection(pr
     async with (
         connected(vhost.amqp_url("balancer"), "test", 30) as telling,
         through(proxy, vhost, "gateway", **{f"/{vhost.name}": f"/{vhost.name}?heartbeat=1"}) as connection,
-        listening(connection, LOAD_TABLE, heard.append),
+        meanwhile(listen_for_ever(connection, LOAD_TABLE, heard.append)),
     ):
-        publisher = await Publisher.open(telling, 100)
+        publisher = Publisher(telling, 100)
 
         async def is_heard(number):
             async with asyncio.timeout(DEADLINE_S):
@@ -164,7 +155,7 @@ async def test_failure_06_events_are_heard_again_after_a_half_open_connection(pr
 
 
 async def test_a_password_that_became_wrong_is_told_as_the_fault(proxy, vhost, monkeypatch):
-    monkeypatch.setattr(reconnecting, "FAULTY_AFTER_S", 1.0)
+    monkeypatch.setattr(session, "FAULTY_AFTER_S", 1.0)
     broker = vhost.broker
     user = f"u{uuid.uuid4().hex[:8]}"
     rights = {"configure": ".*", "write": ".*", "read": ".*"}
@@ -188,21 +179,6 @@ async def test_a_password_that_became_wrong_is_told_as_the_fault(proxy, vhost, m
             await eventually(lambda: connection.fault() is None, "well again")
     finally:
         api(broker, "DELETE", f"users/{user}")
-
-
-async def test_a_channel_that_cannot_be_restored_is_told_as_the_fault(proxy, vhost, monkeypatch):
-    monkeypatch.setattr(reconnecting, "FAULTY_AFTER_S", 1.0)
-    queue = f"queues/{vhost.name}/{topology.INTAKE}"
-    async with through(proxy, vhost, "balancer") as connection:
-        channel = await connection.channel(publisher_confirms=False)
-        await channel.declare_queue(topology.INTAKE, passive=True)
-        api(vhost.broker, "DELETE", queue)
-        proxy.cut()
-        # Told as lost at first, until it was tried again.
-        told = f"no queue '{topology.INTAKE}'"
-        await eventually(lambda: told in (connection.fault() or ""), "the queue as the fault")
-        api(vhost.broker, "PUT", queue, {"durable": True, "arguments": dict(topology.QUORUM)})
-        await eventually(lambda: connection.fault() is None, "well again")
 
 
 def test_a_restart_of_the_broker_is_no_fault_yet():

@@ -56,11 +56,11 @@ async def meet_unreadable(vhost, *bodies):
         connected(vhost.amqp_url("balancer"), "test", 30) as publishing,
         connected(vhost.amqp_url("balancer"), "test", 30) as consuming,
     ):
-        sender = await Publisher.open(sending, 100)
+        sender = Publisher(sending, 100)
         for body in bodies:
             await sender.publish(topology.REQUESTS, "", body, message_type="envelope")
-        consumer = Consumer(topology.INTAKE, nobody, await Publisher.open(publishing, 100), settled)
-        task = asyncio.create_task(consumer.consume(consuming, prefetch=10, tag="test"))
+        consumer = Consumer(topology.INTAKE, nobody, Publisher(publishing, 100), settled)
+        task = asyncio.create_task(consumer.consume_for_ever(consuming, prefetch=10, tag="test"))
         async with asyncio.timeout(60):
             while (registry.get_sample_value("settled_total", unreadable) or 0) < len(bodies):
                 await asyncio.sleep(0.05)

@@ -30,59 +30,102 @@ class Exchange:
 
 
 class Channel:
-    """Has one exchange, whatever its name."""
+    """Leads to one exchange, whatever its name."""
+
+    is_closed = False
+
+    def __init__(self, exchange):
+        self._exchange = exchange
+
+    async def get_exchange(self, _name, **_options):
+        return self._exchange
+
+
+class Session:
+    """Opens channels to one exchange."""
 
     def __init__(self):
         self.exchange = Exchange()
+        self.is_blocked = False
+        self.channels = 0
 
-    async def get_exchange(self, _name, **_options):
-        return self.exchange
+    async def channel(self, **_options):
+        self.channels += 1
+        return Channel(self.exchange)
 
 
 @pytest.fixture
-def channel():
-    return Channel()
+def session():
+    return Session()
 
 
-async def test_hints_travel_in_persistent_messages_that_must_reach_a_queue(channel):
+async def test_hints_travel_in_persistent_messages_that_must_reach_a_queue(session):
     hints = [Hint(f"r{number}", 1) for number in range(5)]
 
-    await Publisher(channel, 2).publish_hints(topology.ASSIGNMENTS, "north", hints)
+    await Publisher(session, 2).publish_hints(topology.ASSIGNMENTS, "north", hints)
 
-    sent = channel.exchange.sent
+    sent = session.exchange.sent
     assert [decode(message.body).hints for message, _, _ in sent] == [tuple(hints[:2]), tuple(hints[2:4]), (hints[4],)]
     assert {routing_key for _, routing_key, _ in sent} == {"north"}
     assert {(message.delivery_mode, mandatory) for message, _, mandatory in sent} == {(DeliveryMode.PERSISTENT, True)}
 
 
-async def test_an_event_may_reach_nobody_and_is_not_kept(channel):
-    await Publisher(channel, 1).publish(topology.EVENTS, "x", b"{}", message_type="x", mandatory=False)
+async def test_an_event_may_reach_nobody_and_is_not_kept(session):
+    await Publisher(session, 1).publish(topology.EVENTS, "x", b"{}", message_type="x", mandatory=False)
 
-    [(message, _, mandatory)] = channel.exchange.sent
+    [(message, _, mandatory)] = session.exchange.sent
     assert (message.delivery_mode, mandatory) == (DeliveryMode.NOT_PERSISTENT, False)
 
 
-async def test_each_attempt_has_an_id_of_its_own_because_returned_messages_are_told_apart_by_it(channel):
-    publisher = Publisher(channel, 1)
+async def test_each_attempt_has_an_id_of_its_own_because_returned_messages_are_told_apart_by_it(session):
+    publisher = Publisher(session, 1)
     for _ in range(2):
         await publisher.publish_hints(topology.REQUESTS, "", [Hint("a", 0)])
 
-    assert len({message.message_id for message, _, _ in channel.exchange.sent}) == 2
+    assert len({message.message_id for message, _, _ in session.exchange.sent}) == 2
 
 
-async def test_a_confirm_that_does_not_come_in_time_leaves_the_outcome_unknown(channel, monkeypatch):
+async def test_a_confirm_that_does_not_come_in_time_leaves_the_outcome_unknown(session, monkeypatch):
     monkeypatch.setattr("services.broker.publisher.PUBLISH_DEADLINE_S", 0.01)
-    channel.exchange.may_confirm.clear()
+    session.exchange.may_confirm.clear()
 
     with pytest.raises(BrokerUnavailable, match="no answer in time"):
         async with asyncio.timeout(PATIENCE_S):
-            await Publisher(channel, 1).publish_hints(topology.REQUESTS, "", [Hint("a", 0)])
+            await Publisher(session, 1).publish_hints(topology.REQUESTS, "", [Hint("a", 0)])
 
 
-async def test_of_several_envelopes_one_that_fails_is_told_after_all_were_tried(channel):
-    channel.exchange.fault = ConnectionError("broken")
+async def test_of_several_envelopes_one_that_fails_is_told_after_all_were_tried(session):
+    session.exchange.fault = ConnectionError("broken")
 
     with pytest.raises(BrokerUnavailable):
-        await Publisher(channel, 1).publish_hints(topology.REQUESTS, "", [Hint("a", 0), Hint("b", 0)])
+        await Publisher(session, 1).publish_hints(topology.REQUESTS, "", [Hint("a", 0), Hint("b", 0)])
 
-    assert len(channel.exchange.sent) == 2
+    assert len(session.exchange.sent) == 2
+
+
+async def test_who_waits_for_a_confirm_hears_at_once_that_the_broker_takes_no_messages(session):
+    session.exchange.may_confirm.clear()
+    session.is_blocked = True
+
+    with pytest.raises(BrokerUnavailable, match="takes no messages now"):
+        await Publisher(session, 1).publish_hints(topology.REQUESTS, "", [Hint("a", 0)])
+
+
+async def test_each_exchange_has_a_channel_of_its_own_because_one_that_is_missing_closes_its_channel(session):
+    publisher = Publisher(session, 1)
+    for exchange in (topology.ASSIGNMENTS, topology.EVENTS, topology.ASSIGNMENTS):
+        await publisher.publish_hints(exchange, "", [Hint("a", 0)])
+
+    assert session.channels == 2
+
+
+async def test_a_channel_on_which_nothing_is_confirmed_any_more_is_replaced(session, monkeypatch):
+    monkeypatch.setattr("services.broker.publisher.PUBLISH_DEADLINE_S", 0.01)
+    publisher = Publisher(session, 1)
+    session.exchange.may_confirm.clear()
+    with pytest.raises(BrokerUnavailable):
+        await publisher.publish_hints(topology.REQUESTS, "", [Hint("a", 0)])
+    session.exchange.may_confirm.set()
+    await publisher.publish_hints(topology.REQUESTS, "", [Hint("a", 0)])
+
+    assert session.channels == 2

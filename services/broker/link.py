@@ -1,0 +1,112 @@
+"""One connection to the broker, for as long as it lasts: it is never mended, only replaced by the next one."""
+
+import asyncio
+import contextlib
+import ssl
+from typing import Any
+
+from aio_pika import Connection
+from aio_pika.abc import AbstractChannel
+from yarl import URL
+
+from services.broker.calls import BROKER_ERRORS, words
+from services.errors import BrokerUnavailable
+
+ATTEMPT_DEADLINE_S = 10.0
+CLOSE_DEADLINE_S = 1.0
+
+
+class _Dialer:
+    """Opens the library's socket, and keeps hold of it: the library itself cannot let go of a silent peer."""
+
+    def __init__(self, tls: ssl.SSLContext | None) -> None:
+        self._tls = tls
+        self._writer: asyncio.StreamWriter | None = None
+
+    async def create(self, url: URL, **_options: Any) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        reader, self._writer = await asyncio.open_connection(url.host, url.port, ssl=self._tls)
+        return reader, self._writer
+
+    def hang_up(self) -> None:
+        """Drop the socket at once, whatever is under way on it."""
+        if self._writer is not None:
+            self._writer.transport.abort()
+
+
+class Link:
+    """A connection that the broker's console shows as `name`."""
+
+    def __init__(self, url: URL, name: str, tls: ssl.SSLContext | None) -> None:
+        self._dialer = _Dialer(tls)
+        self._connection = Connection(url, client_properties={"connection_name": name})
+        self._connection.kwargs["transport_factory"] = self._dialer
+        self._connection.close_callbacks.add(self._note_closed)
+        self.lost: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        """Done when the connection is over; its value is the cause in words."""
+
+    async def open(self) -> None:
+        """Connect and log in; raises one of `BROKER_ERRORS`. A link that failed must still be closed."""
+        attempt = asyncio.ensure_future(self._connection.connect())
+        try:
+            await asyncio.wait({attempt}, timeout=ATTEMPT_DEADLINE_S)
+        finally:
+            if not attempt.done():
+                self._dialer.hang_up()
+                attempt.cancel()
+        if not attempt.done():
+            await asyncio.wait({attempt}, timeout=CLOSE_DEADLINE_S)
+            raise TimeoutError
+        if attempt.cancelled():
+            raise ConnectionError("the broker closed the connection")
+        attempt.result()
+
+    async def channel(self, *, publisher_confirms: bool, on_return_raises: bool = False) -> AbstractChannel:
+        """Open a channel; raises one of `BROKER_ERRORS`."""
+        return await self._connection.channel(publisher_confirms=publisher_confirms, on_return_raises=on_return_raises)
+
+    @property
+    def is_blocked(self) -> bool:
+        """Whether the broker has said that it takes no messages from this connection: memory or disk runs out.
+
+        The library tells only who waits for the end of it, and whoever need not wait gets through without a pause.
+        """
+        transport = self._connection.transport
+        if transport is None:
+            return False
+        waiting = transport.connection.ready()
+        try:
+            waiting.send(None)
+        except StopIteration:
+            return False
+        waiting.close()
+        return True
+
+    def drop(self, cause: str) -> None:
+        """Give it up for `cause`: whatever is under way on it fails now."""
+        if not self.lost.done():
+            self.lost.set_result(cause)
+        self._dialer.hang_up()
+
+    async def close(self) -> None:
+        """Say goodbye where the broker listens, and hang up in any case."""
+        closing = asyncio.ensure_future(self._connection.close())
+        try:
+            await asyncio.wait({closing}, timeout=CLOSE_DEADLINE_S)
+        finally:
+            self._dialer.hang_up()
+            if not closing.done():
+                await asyncio.wait({closing}, timeout=CLOSE_DEADLINE_S)
+            if not closing.done():
+                closing.cancel()
+            elif not closing.cancelled():
+                with contextlib.suppress(*BROKER_ERRORS):
+                    closing.result()
+
+    async def _note_closed(self, _sender: object, error: BaseException | None) -> None:
+        if not self.lost.done():
+            self.lost.set_result(words(error))
+
+
+def no_link(what: str) -> BrokerUnavailable:
+    """What is raised where there is no connection just now."""
+    return BrokerUnavailable(f"{what}: there is no connection to the broker")

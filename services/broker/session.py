@@ -1,0 +1,188 @@
+"""A session with the broker: a connection that is watched, and made again for ever after each loss.
+
+It does not believe the library that all is well: a probe of our own asks the broker every two seconds, and a
+connection that gives no answer is dropped and made anew.
+"""
+
+import asyncio
+import contextlib
+import random
+from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING
+
+from aio_pika.abc import AbstractChannel
+from yarl import URL
+
+from services.broker.address import BrokerAddress
+from services.broker.calls import within, words
+from services.broker.link import Link, no_link
+from services.clock import monotonic_s
+from services.logs import get_logger
+
+if TYPE_CHECKING:
+    from services.broker.subscription import Subscription
+
+log = get_logger(__name__)
+
+SHORTEST_PAUSE_S = 0.25
+FIRST_PAUSE_MAX_S = 1.0
+LONGEST_PAUSE_S = 5.0
+FAULTY_AFTER_S = 10.0
+"""How long a connection may be away before its service is unready; a broker's restart takes about as long."""
+TELL_EVERY_S = 30.0
+
+PROBE_EVERY_S = 2.0
+PROBE_DEADLINE_S = 5.0
+BLOCKED_MAX_S = 60.0
+"""How long to believe a broker that it takes no messages: its word that it does again may have been lost."""
+PROBED_EXCHANGE = "amq.direct"
+"""Every vhost has it, and anybody may ask for it."""
+
+
+def pause_s(away_s: float) -> float:
+    """Wall seconds until the next attempt of one that has been away for `away_s`.
+
+    Drawn anew each time from a range that grows with the outage, so that a herd of services, which all lost the broker
+    at one moment, spreads out before it comes back.
+    """
+    longest = min(LONGEST_PAUSE_S, max(FIRST_PAUSE_MAX_S, away_s / 2))
+    return random.uniform(SHORTEST_PAUSE_S, longest)  # noqa: S311 (spreads load, keeps no secret)
+
+
+class Session:
+    """A connection under one name, which others open channels on while it is there."""
+
+    def __init__(self, address: BrokerAddress, name: str) -> None:
+        self.address = address
+        self.name = name
+        self.link: Link | None = None
+        """The connection of this moment; None while there is none."""
+        self.connected = asyncio.Event()
+        self.has_connected = False
+        self.cause: BaseException | None = None
+        """Why the last attempt failed."""
+        self.attempted = asyncio.Event()
+        """Set after each attempt, whether or not it succeeded."""
+        self.subscriptions: list[Subscription] = []
+        """What is consumed over it."""
+        self.look_again = asyncio.Event()
+        """Set where something may be missing at the broker; see `upkeep`."""
+        self._away_since_s = monotonic_s()
+        self._told_at_s = 0.0
+        self._told = ""
+
+    @property
+    def url(self) -> URL:
+        """The address, with its password."""
+        return self.address.url
+
+    async def channel(self, *, publisher_confirms: bool = True, on_return_raises: bool = False) -> AbstractChannel:
+        """Open a channel; raises `BrokerUnavailable` where there is no connection, else one of `BROKER_ERRORS`."""
+        if self.link is None:
+            raise no_link("opening a channel")
+        return await self.link.channel(publisher_confirms=publisher_confirms, on_return_raises=on_return_raises)
+
+    @property
+    def is_blocked(self) -> bool:
+        """Whether the broker takes no messages over it now."""
+        return self.link is not None and self.link.is_blocked
+
+    def fault(self) -> str | None:
+        """Why it has been away for longer than a restart of the broker takes; None while all is well."""
+        away_s = monotonic_s() - self._away_since_s
+        if self.link is not None or not self.has_connected or away_s < FAULTY_AFTER_S:
+            return None
+        return f"broker connection {self.name!r} lost {away_s:.0f} s ago: {self._told}"
+
+    def waiting(self) -> str | None:
+        """What it waits for at the start; None once it has been connected."""
+        if self.has_connected:
+            return None
+        return f"waiting for the broker at {self.address.text}" + (f": {self._told}" if self._told else "")
+
+    async def run(self) -> None:
+        """Connect, serve until the connection is lost, and connect again, until cancelled."""
+        while True:
+            link = Link(self.url, self.name, self.address.tls)
+            try:
+                await link.open()
+                self._note_back(link)
+                self.attempted.set()
+                cause = await self._until_lost(link)
+            except Exception as error:  # whatever the library raises: nobody else would make the next attempt
+                self.cause, cause = error, words(error)
+            finally:
+                self.link = None
+                self.connected.clear()
+                await link.close()
+            self._note_away(cause)
+            self.attempted.set()
+            await asyncio.sleep(pause_s(monotonic_s() - self._away_since_s))
+
+    async def _until_lost(self, link: Link) -> str:
+        watching = asyncio.create_task(self._watch(link))
+        try:
+            return await asyncio.shield(link.lost)
+        finally:
+            watching.cancel()
+            await asyncio.wait({watching})
+
+    async def _watch(self, link: Link) -> None:
+        """Drop a connection on which the broker gives no answer, whatever the library thinks of it."""
+        channel: AbstractChannel | None = None
+        blocked_since_s: float | None = None
+        while not link.lost.done():
+            if not link.is_blocked:
+                blocked_since_s = None
+                try:
+                    channel = await within(PROBE_DEADLINE_S, "the probe", _probed(link, channel))
+                except Exception as error:  # as above
+                    # Who is blocked gets no answer, either; an alarm must not set everybody connecting.
+                    if not link.is_blocked:
+                        link.drop(f"it fell silent ({error})")
+            elif blocked_since_s is None:
+                blocked_since_s = monotonic_s()
+            elif monotonic_s() - blocked_since_s > BLOCKED_MAX_S:
+                link.drop(f"it has taken no messages for {BLOCKED_MAX_S:.0f} s")
+            await asyncio.sleep(PROBE_EVERY_S)
+
+    def _note_back(self, link: Link) -> None:
+        if self.has_connected:
+            away_s = round(monotonic_s() - self._away_since_s, 1)
+            log.info("broker_connection_back", connection=self.name, away_s=away_s)
+        self.link, self.has_connected, self.cause, self._told = link, True, None, ""
+        self.connected.set()
+        self.look_again.set()
+
+    def _note_away(self, cause: str) -> None:
+        now_s = monotonic_s()
+        was_away = bool(self._told)
+        if not was_away and self.has_connected:
+            self._away_since_s = now_s
+            log.warning("broker_connection_lost", connection=self.name, cause=cause)
+        elif cause == self._told and now_s - self._told_at_s < TELL_EVERY_S:
+            return
+        else:
+            event = "broker_still_away" if self.has_connected else "broker_awaited"
+            away_s = round(now_s - self._away_since_s, 1)
+            log.warning(event, connection=self.name, address=self.address.text, away_s=away_s, cause=cause)
+        self._told, self._told_at_s = cause, now_s
+
+
+async def _probed(link: Link, channel: AbstractChannel | None) -> AbstractChannel:
+    if channel is None or channel.is_closed:
+        channel = await link.channel(publisher_confirms=False)
+    await channel.declare_exchange(PROBED_EXCHANGE, passive=True)
+    return channel
+
+
+@contextlib.asynccontextmanager
+async def running(address: BrokerAddress, name: str) -> AsyncIterator[Session]:
+    """A session that connects, and connects again, while the block runs."""
+    session = Session(address, name)
+    task = asyncio.create_task(session.run())
+    try:
+        yield session
+    finally:
+        task.cancel()
+        await asyncio.wait({task})
