@@ -14,6 +14,8 @@ from services.errors import BrokerUnavailable
 
 ATTEMPT_DEADLINE_S = 10.0
 CLOSE_DEADLINE_S = 1.0
+CHANNELS_MAX = 65_535
+"""Where the broker sets no bound."""
 
 
 class _Dialer:
@@ -41,6 +43,7 @@ class Link:
         self._connection = Connection(url, client_properties={"connection_name": name})
         self._connection.kwargs["transport_factory"] = self._dialer
         self._connection.close_callbacks.add(self._note_closed)
+        self._number = 0
         self.lost: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         """Done when the connection is over; its value is the cause in words."""
 
@@ -62,7 +65,25 @@ class Link:
 
     async def channel(self, *, publisher_confirms: bool, on_return_raises: bool = False) -> AbstractChannel:
         """Open a channel; raises one of `BROKER_ERRORS`."""
-        return await self._connection.channel(publisher_confirms=publisher_confirms, on_return_raises=on_return_raises)
+        return await self._connection.channel(
+            self._next_number(), publisher_confirms=publisher_confirms, on_return_raises=on_return_raises
+        )
+
+    def _next_number(self) -> int | None:
+        """A channel's number that was not used lately.
+
+        The library takes the number of a channel that the broker has just closed, and may ask to open it before it has
+        confirmed that end: the broker never answers that.
+        """
+        transport = self._connection.transport
+        if transport is None:
+            return None  # the library refuses by itself
+        taken, most = transport.connection.channels, transport.connection.connection_tune.channel_max or CHANNELS_MAX
+        for _ in range(most):
+            self._number = self._number % most + 1
+            if self._number not in taken:
+                return self._number
+        return None
 
     @property
     def is_blocked(self) -> bool:

@@ -16,7 +16,7 @@ from services.logs import get_logger
 
 log = get_logger(__name__)
 
-SET_UP_DEADLINE_S = 10.0
+SET_UP_DEADLINE_S = 5.0
 CANCEL_DEADLINE_S = 1.0
 AGAIN_PAUSE_S = 0.5
 AGAIN_PAUSE_MAX_S = 2.0
@@ -57,6 +57,11 @@ class Subscription:
         self._over: asyncio.Future[str] | None = None
         self._unseen = 0
         self._has_consumed = False
+
+    @property
+    def is_consuming(self) -> bool:
+        """Whether the queue is consumed now, as far as one knows."""
+        return self._over is not None
 
     async def run(self, *, refuses_to_start: bool = True) -> None:
         """Consume until cancelled.

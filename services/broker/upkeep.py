@@ -20,7 +20,7 @@ from services.logs import get_logger
 log = get_logger(__name__)
 
 LOOK_EVERY_S = 2.0
-LOOK_DEADLINE_S = 10.0
+LOOK_DEADLINE_S = 5.0
 QUEUES_PER_LOOK = 20
 """A process with a hundred substations asks for all their queues within five looks, and leaves the broker some time."""
 ROUTE_PROBE_EVERY_S = 10.0
@@ -97,7 +97,11 @@ class Upkeep:
                     missing += await self._behind(exchange, inquiry, is_absent=exchange in absent)
             await self._look_at_own_queues(inquiry, absent)
         missing += self._of_queues.values()
-        missing += [one.fault.cause for one in self._session.subscriptions if isinstance(one.fault, RightLacking)]
+        for one in self._session.subscriptions:
+            if isinstance(one.fault, RightLacking):
+                missing.append(one.fault.cause)
+            elif one.fault is not None and not missing:  # else that is the reason
+                missing.append(f"queue {one.name!r} cannot be consumed ({one.fault})")
         return tuple(dict.fromkeys(missing))
 
     async def _behind(self, exchange: str, inquiry: Inquiry, *, is_absent: bool) -> list[str]:
