@@ -89,7 +89,12 @@ async def broker_opened(life: Life) -> AsyncIterator[tuple[Publisher, Session]]:
         publisher = Publisher(publishing, common.envelope_max)
         upkeep = Upkeep(consuming, publisher, _role(life), life.metrics.topology_missing)
         told = life.admin.degradations if is_gateway else life.admin.faults
-        for fault in (consuming.waiting, publishing.fault, consuming.fault, upkeep.fault):
+        for fault in (
+            lambda: consuming.waiting() or publishing.waiting(),
+            publishing.fault,
+            consuming.fault,
+            upkeep.fault,
+        ):
             told.append(fault)
             stack.callback(told.remove, fault)
         try:
@@ -98,8 +103,6 @@ async def broker_opened(life: Life) -> AsyncIterator[tuple[Publisher, Session]]:
                 await until_connected(one, common.startup_timeout_s, unanswered_s=unanswered_s)
             await upkeep.require()
         except BrokerUnavailable as error:
-            if not is_gateway:
-                raise
             log.warning("broker_not_waited_for", cause=str(error))
         await stack.enter_async_context(life.background(upkeep.look_for_ever()))
         yield publisher, consuming

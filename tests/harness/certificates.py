@@ -1,32 +1,93 @@
-"""A certificate authority of the tests' own, and what it signs, made by the openssl command."""
+"""Certificates of an authority of the tests' own, made by `openssl`."""
 
+import shutil
 import subprocess
+from dataclasses import dataclass
 from pathlib import Path
 
-from harness.postgres import give_to_ordinary_user
+from services.local.packages import PackageSet, copy_dir, libraries, obtain
+from services.local.plan import cache_dir
+from services.settings import LocalSettings
+
+MADE_WITHIN_S = 60
+CONFIGURATION = """
+[req]
+distinguished_name = name
+[name]
+[authority]
+basicConstraints = critical, CA:TRUE
+keyUsage = critical, keyCertSign, cRLSign
+subjectKeyIdentifier = hash
+[other]
+basicConstraints = critical, CA:FALSE
+keyUsage = critical, digitalSignature
+subjectKeyIdentifier = hash
+authorityKeyIdentifier = keyid:always
+subjectAltName = {names}
+"""
+PACKAGES = PackageSet(
+    title="OpenSSL",
+    package="openssl",
+    cures="install OpenSSL (Debian: apt install openssl)",
+    own_copies=("openssl",),
+    is_wanted=lambda name: name.startswith(("openssl", "libssl")),
+)
 
 
-def make_authority(folder: Path) -> Path:
-    """A new authority in `folder`; the file of its certificate."""
-    _openssl("req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2",
-             "-subj", "/CN=tests", "-keyout", folder / "ca.key", "-out", folder / "ca.crt")  # fmt: skip
-    return folder / "ca.crt"
+@dataclass(frozen=True)
+class Certificate:
+    """The files of a certificate and its key, in PEM."""
+
+    file: Path
+    key: Path
 
 
-def sign(authority: Path, name: str, host: str, *, days: int = 2) -> tuple[Path, Path]:
-    """Files of a certificate for `host` and of its key; with `days` below 0 the certificate has expired."""
-    folder = authority.parent
-    key, asked, certificate, extension = (folder / f"{name}.{end}" for end in ("key", "csr", "crt", "ext"))
-    extension.write_text(f"subjectAltName=DNS:{host}\n")
-    _openssl("req", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-subj", f"/CN={host}",
-             "-keyout", key, "-out", asked)  # fmt: skip
-    _openssl("x509", "-req", "-in", asked, "-CA", authority, "-CAkey", folder / "ca.key", "-CAcreateserial",
-             "-days", days, "-extfile", extension, "-out", certificate)  # fmt: skip
-    give_to_ordinary_user(key)
-    key.chmod(0o600)
-    return certificate, key
+class Authority:
+    """Signs certificates, which it keeps in a folder."""
+
+    def __init__(self, folder: Path, name: str = "authority") -> None:
+        self._folder = folder
+        self._program, self._environment = _find_openssl()
+        self.certificate = self._named(name)
+        self._run("req", "-x509", "-days", 2, "-extensions", "authority", *self._new_key(name, self.certificate.file))
+
+    def issue(self, name: str, *names: str, days: int = 2) -> Certificate:
+        """A certificate for these names, each like `DNS:localhost` or `IP:127.0.0.1`; below 0 `days` it has expired."""
+        made, asked = self._named(name), self._folder / f"{name}.csr"
+        self._run("req", *self._new_key(name, asked, *names))
+        signer = ("-CA", self.certificate.file, "-CAkey", self.certificate.key, "-CAcreateserial")
+        extensions = ("-extfile", self._folder / f"{name}.cnf", "-extensions", "other")
+        self._run("x509", "-req", "-in", asked, "-days", days, *signer, *extensions, "-out", made.file)
+        return made
+
+    def _named(self, name: str) -> Certificate:
+        return Certificate(self._folder / f"{name}.pem", self._folder / f"{name}.key")
+
+    def _new_key(self, name: str, out: Path, *names: str) -> tuple[object, ...]:
+        """Options with which `openssl req` makes a key, and writes what it is asked for to `out`."""
+        configuration = self._folder / f"{name}.cnf"
+        configuration.write_text(CONFIGURATION.format(names=",".join(names) or "DNS:none"))
+        key = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-keyout", self._named(name).key)
+        return (*key, "-config", configuration, "-subj", f"/CN={name}", "-out", out)
+
+    def _run(self, *arguments: object) -> None:
+        subprocess.run(
+            [self._program, *map(str, arguments)],
+            env=self._environment,
+            check=True,
+            capture_output=True,
+            timeout=MADE_WITHIN_S,
+        )
 
 
-def _openssl(*arguments: object) -> None:
-    done = subprocess.run(["openssl", *map(str, arguments)], capture_output=True, text=True, timeout=60, check=False)
-    assert done.returncode == 0, done.stderr
+def _find_openssl() -> tuple[str, dict[str, str]]:
+    installed = shutil.which("openssl")
+    if installed is not None:
+        return installed, {}
+    copy = copy_dir(cache_dir(LocalSettings()), "openssl")
+    return str(obtain(PACKAGES, copy, _in, print, {})), {"LD_LIBRARY_PATH": libraries(copy)}
+
+
+def _in(root: Path) -> Path | None:
+    program = root / "usr/bin/openssl"
+    return program if program.exists() else None

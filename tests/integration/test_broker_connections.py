@@ -8,6 +8,7 @@ import pytest
 from harness.broker import api
 from harness.broker_sessions import DEADLINE_S, eventually, meanwhile
 from harness.tcp_proxy import TcpProxy
+from structlog.testing import capture_logs
 
 from services.broker import session, topology
 from services.broker.connection import connected
@@ -152,6 +153,23 @@ async def test_failure_06_events_are_heard_again_after_a_half_open_connection(pr
         await eventually(lambda: not connection.connected.is_set(), "our end noticed")
         proxy.heal()
         await is_heard(2)
+
+
+async def test_failure_06_a_silent_connection_is_given_up_long_before_its_heartbeat_would_tell(
+    proxy, vhost, monkeypatch
+):
+    monkeypatch.setattr(session, "PROBE_EVERY_S", 0.1)
+    monkeypatch.setattr(session, "PROBE_DEADLINE_S", 0.5)
+    an_hour = {f"/{vhost.name}": f"/{vhost.name}?heartbeat=600"}
+    with capture_logs() as lines:
+        async with through(proxy, vhost, "balancer", **an_hour) as connection:
+            proxy.stall()
+            await eventually(lambda: not connection.connected.is_set(), "given up")
+            proxy.heal()
+            await eventually(connection.connected.is_set, "made anew")
+            await connection.channel()
+    lost = [line["cause"] for line in lines if line["event"] == "broker_connection_lost"]
+    assert lost == ["it fell silent (the probe: no answer in time)"]
 
 
 async def test_a_password_that_became_wrong_is_told_as_the_fault(proxy, vhost, monkeypatch):

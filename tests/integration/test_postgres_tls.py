@@ -6,9 +6,9 @@ from pathlib import Path
 
 import psycopg
 import pytest
-from harness.certificates import make_authority, sign
+from harness.certificates import Authority
 from harness.ledger import Ledger, opened
-from harness.postgres import PASSWORD, find_postgres, fresh_database, running_postgres
+from harness.postgres import PASSWORD, find_postgres, fresh_database, give_to_ordinary_user, running_postgres
 from harness.refused_ledger import refused
 
 from services.cli.checks import Finding
@@ -26,13 +26,15 @@ def folder():
 
 @pytest.fixture(scope="module")
 def authority(folder):
-    return make_authority(folder)
+    return Authority(folder)
 
 
 @pytest.fixture(scope="module")
 def server(authority):
-    certificate, key = sign(authority, "server", "localhost")
-    settings = f"ssl=on|ssl_cert_file={certificate}|ssl_key_file={key}|ssl_ca_file={authority}".split("|")
+    made = authority.issue("server", "DNS:localhost")
+    give_to_ordinary_user(made.key)
+    files = {"cert": made.file, "key": made.key, "ca": authority.certificate.file}
+    settings = ["ssl=on", *(f"ssl_{name}_file={file}" for name, file in files.items())]
     with running_postgres(find_postgres(), *settings) as one:
         yield one
 
@@ -53,7 +55,7 @@ async def told(url):
 
 
 async def test_a_ledger_is_kept_over_tls_that_was_verified(url, authority):
-    async with opened(f"{url}?sslmode=verify-full&sslrootcert={authority}") as connection:
+    async with opened(f"{url}?sslmode=verify-full&sslrootcert={authority.certificate.file}") as connection:
         await Ledger(connection).accepted("a")
         [row] = await connection.read(
             lambda it: it.execute("SELECT bool_and(ssl) AS safe FROM pg_stat_ssl JOIN pg_stat_activity USING (pid) "
@@ -65,7 +67,7 @@ async def test_a_ledger_is_kept_over_tls_that_was_verified(url, authority):
 async def test_another_host_name_than_the_certificates(url, authority):
     at_address = url.replace("@localhost", "@127.0.0.1")
 
-    assert await told(f"{at_address}?sslmode=verify-full&sslrootcert={authority}") == (
+    assert await told(f"{at_address}?sslmode=verify-full&sslrootcert={authority.certificate.file}") == (
         'refuses (server certificate for "localhost" (and 1 other name) does not match host name "127.0.0.1")',
         "name the host as its certificate does, or set sslmode to verify-ca",
     )
@@ -85,7 +87,7 @@ async def test_a_root_certificate_that_is_not_there_or_is_none(url, folder):
 
 async def test_a_certificate_that_another_authority_signed(url, folder):
     (folder / "other").mkdir()
-    other = make_authority(folder / "other")
+    other = Authority(folder / "other").certificate.file
 
     assert await told(f"{url}?sslmode=verify-ca&sslrootcert={other}") == (
         "refuses (SSL error: certificate verify failed, self-signed certificate in certificate chain)",
@@ -94,27 +96,27 @@ async def test_a_certificate_that_another_authority_signed(url, folder):
 
 
 async def test_a_key_of_ours_that_others_may_read_or_that_is_missing(url, authority, folder):
-    certificate, key = sign(authority, "client", "postgres")
-    shutil.copy(key, folder / "open.key")
+    made = authority.issue("client", "DNS:postgres")
+    shutil.copy(made.key, folder / "open.key")
     (folder / "open.key").chmod(0o644)
     cure = "let sslkey name a key that this user may read and nobody else, by chmod 600"
 
-    cause, told_cure = await told(f"{url}?sslmode=require&sslcert={certificate}&sslkey={folder}/open.key")
+    cause, told_cure = await told(f"{url}?sslmode=require&sslcert={made.file}&sslkey={folder}/open.key")
     assert f'private key file "{folder}/open.key" has group or world access' in cause
     assert told_cure == cure
-    cause, told_cure = await told(f"{url}?sslmode=require&sslcert={certificate}&sslkey={folder}/none.key")
+    cause, told_cure = await told(f"{url}?sslmode=require&sslcert={made.file}&sslkey={folder}/none.key")
     assert f'private key file "{folder}/none.key"' in cause
     assert told_cure == cure
 
 
-async def test_a_certificate_that_has_expired(server, url, authority):
-    certificate, key = sign(authority, "expired", "localhost", days=-1)
-    for name, file in (("ssl_cert_file", certificate), ("ssl_key_file", key)):
-        shutil.copy(file, authority.parent / f"server.{'crt' if name == 'ssl_cert_file' else 'key'}")
+async def test_a_certificate_that_has_expired(server, url, authority, folder):
+    made = authority.issue("expired", "DNS:localhost", days=-1)
+    shutil.copy(made.file, folder / "server.pem")
+    shutil.copy(made.key, folder / "server.key")
     with psycopg.connect(server.url(), autocommit=True) as owner:
         owner.execute("SELECT pg_reload_conf()")
 
-    assert await told(f"{url}?sslmode=verify-full&sslrootcert={authority}") == (
+    assert await told(f"{url}?sslmode=verify-full&sslrootcert={authority.certificate.file}") == (
         "refuses (SSL error: certificate verify failed, certificate has expired)",
         "renew the server's certificate",
     )
