@@ -1,5 +1,6 @@
 """The broker's address: what may stand behind its `?`, and the certificates that it names."""
 
+import asyncio
 import base64
 import binascii
 import difflib
@@ -7,6 +8,7 @@ import ssl
 from collections.abc import Mapping
 from pathlib import Path
 
+from aio_pika.exceptions import AMQPConnectionError, ProtocolSyntaxError
 from yarl import URL
 
 from services.errors import Misconfigured
@@ -14,6 +16,7 @@ from services.errors import Misconfigured
 HEARTBEAT_S = 10
 """Where the address names none."""
 
+LOOK_DEADLINE_S = 3.0
 TLS_OPTIONS = ("cafile", "capath", "cadata", "certfile", "keyfile", "no_verify_ssl")
 OPTIONS = ("heartbeat", "auth", *TLS_OPTIONS)
 MECHANISMS = ("plain", "external")
@@ -49,8 +52,8 @@ def _refuse_unknown(url: URL) -> None:
     for name in url.query:
         if name not in OPTIONS:
             near = difflib.get_close_matches(name, OPTIONS, n=1)
-            hint = f"did you mean {near[0]}?" if near else "remove it"
-            raise refused(f"nobody reads the option {name!r}", f"{hint} Those that are read: {', '.join(OPTIONS)}")
+            hint = f"did you mean {near[0]}?" if near else f"use only {', '.join(OPTIONS)}"
+            raise refused(f"nobody reads the option {name!r}", hint)
         if len(url.query.getall(name)) > 1:
             raise refused(f"the option {name!r} is given twice", "keep one of them")
         if name in TLS_OPTIONS and url.scheme != "amqps":
@@ -58,7 +61,10 @@ def _refuse_unknown(url: URL) -> None:
     if url.query.get("auth", "plain") not in MECHANISMS:
         raise refused(f"auth={url.query['auth']} is no way to log in", f"use one of {', '.join(MECHANISMS)}")
     if url.query.get("no_verify_ssl", "0") not in ("0", "1"):
-        raise refused(f"no_verify_ssl={url.query['no_verify_ssl']} is neither 0 nor 1", "write 1 to verify nobody")
+        raise refused(
+            f"no_verify_ssl={url.query['no_verify_ssl']} is neither 0 nor 1",
+            "write 0 to verify the broker's certificate, 1 not to",
+        )
 
 
 def _context(options: Mapping[str, str]) -> ssl.SSLContext:
@@ -109,16 +115,33 @@ def _add_own_certificate(context: ssl.SSLContext, certfile: str, keyfile: str | 
         raise refused(cause, "name a certificate in PEM with its chain, and the key that belongs to it") from None
 
 
-def tls_fault(address: BrokerAddress, error: BaseException) -> Misconfigured | None:
-    """Why the two ends cannot talk because of encryption; None for an error of another kind."""
-    match error:
-        case ssl.SSLCertVerificationError():
-            cause = f"the certificate of the broker at {address.text} is not trusted ({error.verify_message})"
-            return refused(cause, "name its authority in ?cafile=, and the host as the certificate has it")
-        case ssl.SSLError() if error.reason in ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE"):
-            cause = f"the broker at {address.text} does not encrypt on port {address.port}"
-            return refused(cause, "name its encrypted port (often 5671), or write amqp://")
-        case ssl.SSLError():
-            cause = f"no encrypted connection to the broker at {address.text} ({error.reason or error})"
-            return refused(cause, "does it want a certificate (?certfile=, ?keyfile=), or another version of TLS?")
+async def tls_fault(address: BrokerAddress, error: BaseException) -> Misconfigured | None:
+    """Why the two ends cannot talk because of encryption; None where that is not the fault."""
+    end = f"the broker at {address.text}"
+    match error if isinstance(error, ssl.SSLError) else error.__cause__:
+        case ssl.SSLCertVerificationError() as cause:
+            told = cause.verify_message.rstrip(".")
+            cure = "name its authority in ?cafile=, and the host as the certificate has it"
+            return refused(f"the certificate of {end} is not trusted ({told})", cure)
+        case ssl.SSLError(reason="WRONG_VERSION_NUMBER" | "RECORD_LAYER_FAILURE"):
+            cure = "name its encrypted port (often 5671), or write amqp://"
+            return refused(f"{end} does not encrypt on port {address.port}", cure)
+        case ssl.SSLError() as cause:
+            cure = "it may want a certificate (?certfile= and ?keyfile=), or another version of TLS"
+            return refused(f"{end} ends the encrypted connection ({cause.reason or cause})", cure)
+    is_answered = isinstance(error, AMQPConnectionError | ProtocolSyntaxError)
+    if is_answered and address.tls is None and await _encrypts(address):
+        return refused(f"{end} encrypts on port {address.port}", "write amqps:// instead of amqp://")
     return None
+
+
+async def _encrypts(address: BrokerAddress) -> bool:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    try:
+        async with asyncio.timeout(LOOK_DEADLINE_S):
+            _, writer = await asyncio.open_connection(address.url.host, address.port, ssl=context)
+    except (OSError, TimeoutError):
+        return False
+    writer.transport.abort()
+    return True

@@ -1,10 +1,11 @@
 """Calls to the broker: each has a deadline that holds whatever the library does, and errors in words for people."""
 
 import asyncio
+import re
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Any, TypeVar
 
-from aio_pika.exceptions import AMQPError, InvalidFrameError
+from aio_pika.exceptions import AMQPConnectionError, AMQPError, InvalidFrameError, ProtocolSyntaxError
 
 from services.errors import BrokerUnavailable
 
@@ -15,6 +16,10 @@ BROKER_ERRORS = (AMQPError, ConnectionError, OSError, RuntimeError, TimeoutError
 
 HOPE_S = 0.25
 """How often to ask whether an answer can still come."""
+FRAME_MAX_BYTES = 1024 * 1024
+"""Far above what RabbitMQ sends: a greeting in another protocol, read as a frame, promises more."""
+_CUT_OFF = re.compile(r"Read (?P<read>\d+) bytes but (?P<expected>\d+) bytes expected")
+
 LAST_MOMENT_S = 0.1
 """For the answer that is on the socket of a process which was frozen, and wakes past its deadline."""
 
@@ -68,10 +73,20 @@ def _forget(task: asyncio.Task[Any]) -> None:
         task.exception()  # asyncio complains of exceptions that nobody has looked at
 
 
+def is_vhost_refused(error: BaseException | None) -> bool:
+    """Whether the broker answered the opening of the vhost with an end."""
+    return isinstance(error, InvalidFrameError) and "Connection.OpenOk" in str(error)
+
+
 def words(error: BaseException | None) -> str:
     """What went wrong, for people."""
-    if isinstance(error, InvalidFrameError):  # the library does not pass on what the broker said
+    if is_vhost_refused(error):  # the library does not pass on what the broker said
         return "it refuses to open the vhost: there is none of that name, or the user has no rights in it"
+    cut = _CUT_OFF.search(str(error)) if isinstance(error, AMQPConnectionError) else None
+    if cut and cut["read"] == "0":
+        return "the other end closed the connection without a word"
+    if isinstance(error, ProtocolSyntaxError) or (cut and int(cut["expected"]) > FRAME_MAX_BYTES):
+        return "somebody there does not speak AMQP 0-9-1"
     if error is None or isinstance(error, asyncio.CancelledError):
         return "it fell silent"
     if isinstance(error, TimeoutError) and not str(error):

@@ -4,10 +4,10 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 
-from aio_pika.exceptions import AuthenticationError, InvalidFrameError, ProbableAuthenticationError
+from aio_pika.exceptions import AuthenticationError, ProbableAuthenticationError
 
 from services.broker.address import BrokerAddress, refused, tls_fault
-from services.broker.calls import words
+from services.broker.calls import is_vhost_refused, words
 from services.broker.session import Session, running
 from services.clock import monotonic_s
 from services.errors import BrokerUnavailable, Misconfigured
@@ -39,10 +39,12 @@ async def until_connected(session: Session, timeout_s: float, *, unanswered_s: f
         session.attempted.clear()
         if session.connected.is_set():
             return
-        if session.cause is not None and (fault := tls_fault(session.address, session.cause)):
-            raise fault
-        waited_s = monotonic_s() - began_at_s
         has_refused = session.cause is not None and is_refusal(session.cause)
+        if session.cause is not None and not has_refused:
+            fault = await tls_fault(session.address, session.cause)
+            if fault is not None:
+                raise fault
+        waited_s = monotonic_s() - began_at_s
         if unanswered_s is not None and not has_refused:
             raise BrokerUnavailable(f"no broker answers at {session.address.text}")
         if waited_s >= timeout_s:
@@ -51,7 +53,7 @@ async def until_connected(session: Session, timeout_s: float, *, unanswered_s: f
 
 def is_refusal(error: BaseException) -> bool:
     """Whether a broker answered, and does not want us: waiting may not help."""
-    return isinstance(error, ProbableAuthenticationError | AuthenticationError | InvalidFrameError)
+    return isinstance(error, ProbableAuthenticationError | AuthenticationError) or is_vhost_refused(error)
 
 
 def _unusable(session: Session, *, has_refused: bool) -> Misconfigured:

@@ -60,6 +60,10 @@ class Authority:
         self._run("x509", "-req", "-in", asked, "-days", days, *signer, *extensions, "-out", made.file)
         return made
 
+    def lock(self, key: Path, locked: Path) -> None:
+        """Write a key once more, locked with a passphrase."""
+        self._run("ec", "-in", key, "-out", locked, "-aes128", "-passout", "pass:secret")
+
     def _named(self, name: str) -> Certificate:
         return Certificate(self._folder / f"{name}.pem", self._folder / f"{name}.key")
 
@@ -71,13 +75,8 @@ class Authority:
         return (*key, "-config", configuration, "-subj", f"/CN={name}", "-out", out)
 
     def _run(self, *arguments: object) -> None:
-        subprocess.run(
-            [self._program, *map(str, arguments)],
-            env=self._environment,
-            check=True,
-            capture_output=True,
-            timeout=MADE_WITHIN_S,
-        )
+        command = [self._program, *map(str, arguments)]
+        subprocess.run(command, env=self._environment, check=True, capture_output=True, timeout=MADE_WITHIN_S)
 
 
 def _find_openssl() -> tuple[str, dict[str, str]]:

@@ -2,8 +2,11 @@
 
 import asyncio
 import contextlib
+import select
+import socket
 import ssl
-import time
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from harness.certificates import Authority
@@ -15,34 +18,54 @@ STARTUP_TIMEOUT_S = 600
 """Whatever is named only after it never ends a test."""
 
 
+ENDS_WITHIN_S = 30
+
+
 @pytest.fixture(scope="module")
 def authority(tmp_path_factory):
     return Authority(tmp_path_factory.mktemp("authority"))
 
 
-@contextlib.asynccontextmanager
-async def encrypted(broker, certificate, *, of_clients=None):
-    """An encrypting end before the broker; its port. `of_clients`: whose certificates it asks for."""
+@contextlib.contextmanager
+def encrypted(broker, certificate, *, of_clients=None):
+    """An encrypting end before the broker, in threads; its port. `of_clients`: whose certificates it asks for."""
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=of_clients)
     context.load_cert_chain(certificate.file, certificate.key)
     context.verify_mode = ssl.CERT_REQUIRED if of_clients else ssl.CERT_NONE
-
-    async def pass_on(reader, writer):
-        with contextlib.suppress(OSError):
-            there, back = await asyncio.open_connection("127.0.0.1", broker.ports.amqp)
-            await asyncio.gather(pump(reader, back), pump(there, writer))
-
-    async with await asyncio.start_server(pass_on, "127.0.0.1", 0, ssl=context) as server:
-        yield server.sockets[0].getsockname()[1]
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        accepting = threading.Thread(target=accept, args=(listener, context, broker.ports.amqp))
+        accepting.start()
+        yield listener.getsockname()[1]
+        listener.shutdown(socket.SHUT_RDWR)
+        accepting.join(ENDS_WITHIN_S)
 
 
-async def pump(source, sink):
-    try:
-        while data := await source.read(65_536):
-            sink.write(data)
-            await sink.drain()
-    finally:
-        sink.close()
+def accept(listener, context, port):
+    with ThreadPoolExecutor() as pumps:
+        while True:
+            try:
+                client, _ = listener.accept()
+            except OSError:
+                return
+            pumps.submit(serve, client, context, port)
+
+
+def serve(client, context, port):
+    """Pass on both ways until one end is over; one thread does, because TLS allows no two at once."""
+    client.settimeout(ENDS_WITHIN_S)
+    with (
+        client,
+        contextlib.suppress(OSError),
+        context.wrap_socket(client, server_side=True) as near,
+        socket.create_connection(("127.0.0.1", port)) as far,
+    ):
+        near.setblocking(False)  # a record that holds no data of AMQP's must not stop the other way
+        while ready := select.select([near, far], [], [], ENDS_WITHIN_S)[0]:
+            for one in ready:
+                with contextlib.suppress(ssl.SSLWantReadError):
+                    if not (data := one.recv(65_536)):
+                        return
+                    (far if one is near else near).sendall(data)
 
 
 def address(vhost, port, options="", host="127.0.0.1", scheme="amqps"):
@@ -50,10 +73,10 @@ def address(vhost, port, options="", host="127.0.0.1", scheme="amqps"):
     return f"{url.replace('amqp://', f'{scheme}://')}{options}"
 
 
-async def refusal(url):
-    async with asyncio.timeout(60):
+async def refusal(url, startup_timeout_s=STARTUP_TIMEOUT_S):
+    async with asyncio.timeout(ENDS_WITHIN_S):
         with pytest.raises(Misconfigured) as told:
-            async with connected(url, "test", STARTUP_TIMEOUT_S):
+            async with connected(url, "test", startup_timeout_s):
                 pass
     assert "\n" not in str(told.value)
     return str(told.value)
@@ -61,7 +84,7 @@ async def refusal(url):
 
 async def test_an_encrypted_connection_that_trusts_its_authority(vhost, authority):
     server = authority.issue("server", "DNS:localhost", "IP:127.0.0.1")
-    async with encrypted(vhost.broker, server) as port:
+    with encrypted(vhost.broker, server) as port:
         trusting = f"?cafile={authority.certificate.file}"
         async with connected(address(vhost, port, trusting), "test", STARTUP_TIMEOUT_S) as session:
             await session.channel()
@@ -70,20 +93,21 @@ async def test_an_encrypted_connection_that_trusts_its_authority(vhost, authorit
 async def test_a_broker_that_asks_for_a_certificate(vhost, authority):
     server = authority.issue("server", "IP:127.0.0.1")
     own = authority.issue("client")
-    async with encrypted(vhost.broker, server, of_clients=authority.certificate.file) as port:
+    with encrypted(vhost.broker, server, of_clients=authority.certificate.file) as port:
         options = f"?cafile={authority.certificate.file}&certfile={own.file}&keyfile={own.key}"
         async with connected(address(vhost, port, options), "test", STARTUP_TIMEOUT_S) as session:
             await session.channel()
         told = await refusal(address(vhost, port, f"?cafile={authority.certificate.file}"))
-    assert told.endswith("does it want a certificate (?certfile=, ?keyfile=), or another version of TLS?"), told
+    assert "ends the encrypted connection (TLSV13_ALERT_CERTIFICATE_REQUIRED): it may want a certificate" in told
 
 
 async def test_an_authority_that_is_not_trusted(vhost, authority):
     server = authority.issue("server", "IP:127.0.0.1")
-    async with encrypted(vhost.broker, server) as port:
+    with encrypted(vhost.broker, server) as port:
         told = await refusal(address(vhost, port))
+    place = f"amqps://balancer:***@127.0.0.1:{port}/{vhost.name}"
     assert told == (
-        f"EVENLOAD_AMQP_URL: the certificate of the broker at amqps://balancer:***@127.0.0.1:{port}/{vhost.name} is not "
+        f"EVENLOAD_AMQP_URL: the certificate of the broker at {place} is not "
         "trusted (unable to get local issuer certificate): name its authority in ?cafile=, and the host as the "
         "certificate has it"
     )
@@ -91,9 +115,9 @@ async def test_an_authority_that_is_not_trusted(vhost, authority):
 
 async def test_a_host_that_the_certificate_does_not_have(vhost, authority):
     server = authority.issue("server", "DNS:broker.example")
-    async with encrypted(vhost.broker, server) as port:
+    with encrypted(vhost.broker, server) as port:
         told = await refusal(address(vhost, port, f"?cafile={authority.certificate.file}"))
-        assert "is not trusted (IP address mismatch, certificate is not valid for '127.0.0.1')" in told
+        assert "is not trusted (IP address mismatch, certificate is not valid for '127.0.0.1'): name its" in told
         nobody_verified = f"?cafile={authority.certificate.file}&no_verify_ssl=1"
         async with connected(address(vhost, port, nobody_verified), "test", STARTUP_TIMEOUT_S) as session:
             await session.channel()
@@ -109,13 +133,30 @@ async def test_amqps_on_a_port_that_does_not_encrypt(vhost, authority):
 
 
 async def test_amqp_on_a_port_that_encrypts(vhost, authority):
-    async with encrypted(vhost.broker, authority.issue("server", "IP:127.0.0.1")) as port:
+    with encrypted(vhost.broker, authority.issue("server", "IP:127.0.0.1")) as port:
         told = await refusal(address(vhost, port, scheme="amqp"))
-    assert told == ""
+    place = f"amqp://balancer:***@127.0.0.1:{port}/{vhost.name}"
+    cure = "write amqps:// instead of amqp://"
+    assert told == f"EVENLOAD_AMQP_URL: the broker at {place} encrypts on port {port}: {cure}"
 
 
-async def test_a_port_at_which_somebody_else_answers(vhost):
-    port = vhost.broker.ports.console
-    began = time.monotonic()
-    told = await refusal(address(vhost, port, scheme="amqp"))
-    assert told == f"{began}"
+@pytest.mark.parametrize(
+    ("greeting", "told"),
+    [
+        (b"", "the other end closed the connection without a word"),
+        (b"HTTP/1.1 400 Bad Request\r\n\r\n", "somebody there does not speak AMQP 0-9-1"),
+        (b"AMQP\x00\x01\x00\x00", "somebody there does not speak AMQP 0-9-1"),
+    ],
+)
+async def test_a_port_at_which_somebody_else_answers(vhost, greeting, told):
+    async def greet(reader, writer):
+        await reader.read(8)
+        writer.write(greeting)
+        writer.close()
+
+    async with await asyncio.start_server(greet, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        said = await refusal(address(vhost, port, scheme="amqp"), startup_timeout_s=0.1)
+    place = f"amqp://balancer:***@127.0.0.1:{port}/{vhost.name}"
+    cure = "start one there, or correct address, user and vhost"
+    assert said == f"EVENLOAD_AMQP_URL: no broker answers at {place} ({told}): {cure}"

@@ -1,0 +1,107 @@
+"""What a broker's address may say, and what is refused before anybody connects."""
+
+import base64
+import os
+
+import pytest
+from harness.certificates import Authority
+
+from services.broker.address import OPTIONS, BrokerAddress
+from services.errors import Misconfigured
+
+PLAIN = "amqp://someone:secret@127.0.0.1:5672/evenload"
+ENCRYPTED = "amqps://someone:secret@127.0.0.1:5671/evenload"
+PEM = "name the authority's certificates in PEM (cadata: in DER, as base64)"
+
+
+@pytest.fixture(scope="module")
+def authority(tmp_path_factory):
+    return Authority(tmp_path_factory.mktemp("authority"))
+
+
+def refusal(url):
+    with pytest.raises(Misconfigured) as told:
+        BrokerAddress(url)
+    said = str(told.value)
+    assert "secret" not in said
+    return said.removeprefix("EVENLOAD_AMQP_URL: ")
+
+
+@pytest.mark.parametrize(
+    ("url", "told"),
+    [
+        (
+            f"{ENCRYPTED}?cacertfile=/ca.pem",
+            "nobody reads the option 'cacertfile': did you mean certfile?",
+        ),
+        (f"{PLAIN}?frame_max=1", f"nobody reads the option 'frame_max': use only {', '.join(OPTIONS)}"),
+        (f"{PLAIN}?heartbeat=5&heartbeat=6", "the option 'heartbeat' is given twice: keep one of them"),
+        (
+            f"{PLAIN}?cafile=/ca.pem",
+            "the option 'cafile' is for encrypted connections only: write amqps:// instead of amqp://",
+        ),
+        (f"{PLAIN}?auth=kerberos", "auth=kerberos is no way to log in: use one of plain, external"),
+        (
+            f"{ENCRYPTED}?no_verify_ssl=false",
+            "no_verify_ssl=false is neither 0 nor 1: write 0 to verify the broker's certificate, 1 not to",
+        ),
+        (
+            f"{ENCRYPTED}?cafile=/nowhere/ca.pem",
+            "cafile: /nowhere/ca.pem cannot be read (No such file or directory): name a file that this user may read",
+        ),
+        (f"{ENCRYPTED}?cafile=/", "cafile: / cannot be read (Is a directory): name a file that this user may read"),
+        (
+            f"{ENCRYPTED}?certfile=/none/own.pem",
+            "certfile: /none/own.pem cannot be read (No such file or directory): name a file that this user may read",
+        ),
+        (
+            f"{ENCRYPTED}?capath=/nowhere",
+            "capath: /nowhere is no folder: name the folder that holds the authorities' certificates",
+        ),
+        (f"{ENCRYPTED}?cafile={os.devnull}", f"cafile: {os.devnull} holds no certificate: {PEM}"),
+        (f"{ENCRYPTED}?cadata=%25", f"cadata holds no certificate: {PEM}"),
+        (
+            f"{ENCRYPTED}?cadata={base64.b64encode(b'none').decode().rstrip('=')}",
+            f"cadata holds no certificate: {PEM}",
+        ),
+    ],
+)
+def test_an_address_that_nobody_can_use(url, told):
+    assert refusal(url) == told
+
+
+def test_a_key_without_its_certificate(authority):
+    told = refusal(f"{ENCRYPTED}?keyfile={authority.certificate.key}")
+
+    assert told == "keyfile is given without certfile: name the certificate that the key belongs to"
+
+
+def test_a_key_that_belongs_to_another_certificate(authority):
+    one, other = authority.issue("one"), authority.issue("other")
+
+    told = refusal(f"{ENCRYPTED}?certfile={one.file}&keyfile={other.key}")
+
+    cure = "name a certificate in PEM with its chain, and the key that belongs to it"
+    assert told == f"certfile: {one.file} and its key cannot be used (KEY_VALUES_MISMATCH): {cure}"
+
+
+def test_a_key_that_is_locked_asks_nobody(authority):
+    one = authority.issue("locked")
+    locked = one.key.with_suffix(".locked")
+    authority.lock(one.key, locked)
+
+    told = refusal(f"{ENCRYPTED}?certfile={one.file}&keyfile={locked}")
+
+    assert told == f"the key in {locked} is locked with a passphrase: name one that is not"
+
+
+def test_an_address_has_a_heartbeat_and_keeps_its_paths_to_itself(authority):
+    address = BrokerAddress(f"{ENCRYPTED}?cafile={authority.certificate.file}")
+
+    assert str(address.url) == f"{ENCRYPTED}?heartbeat=10"
+    assert address.text == "amqps://someone:***@127.0.0.1:5671/evenload"
+    assert address.tls is not None
+
+
+def test_an_address_without_a_port_has_the_usual_one():
+    assert [BrokerAddress(f"{scheme}://127.0.0.1/evenload").port for scheme in ("amqp", "amqps")] == [5672, 5671]
