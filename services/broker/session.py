@@ -137,6 +137,7 @@ class Session:
                 try:
                     channel = await within(PROBE_DEADLINE_S, "the probe", _probed(link, channel))
                 except Exception as error:  # as above
+                    channel = None  # the library closes one on which a call ran late
                     # Who is blocked gets no answer, either; an alarm must not set everybody connecting.
                     if not link.is_blocked:
                         link.drop(f"it fell silent ({error})")

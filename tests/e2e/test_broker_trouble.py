@@ -180,6 +180,27 @@ async def test_failure_05_a_connection_that_breaks_while_it_is_blocked_comes_bac
             await eventually(lambda: is_published(publisher), "a confirmed message")
 
 
+async def test_failure_05_an_alarm_fails_publishes_at_once_and_makes_nobody_connect_again(trouble, monkeypatch):
+    deadline_s = 2.0
+    for name, value in {"PROBE_EVERY_S": 0.1, "PROBE_DEADLINE_S": deadline_s}.items():
+        monkeypatch.setattr(f"services.broker.session.{name}", value)
+    node, broker = trouble.node, trouble.broker
+    with fresh_vhost(broker) as vhost, TcpProxy(broker.ports.amqp) as proxy:
+        url = vhost.amqp_url("gateway").replace(f":{broker.ports.amqp}/", f":{proxy.port}/")
+        async with connected(url, "gateway test", 30) as connection:
+            publisher = Publisher(connection, 100)
+            assert await is_published(publisher)
+            with node.alarmed():
+                assert not await is_published(publisher)
+                enough_at = time.monotonic() + 2 * deadline_s  # a probe that nobody answers has run late by then
+                while time.monotonic() < enough_at:
+                    with pytest.raises(BrokerUnavailable, match="the broker takes no messages now"):
+                        await publisher.publish_hints(topology.REQUESTS, "", [Hint("a", 0)])
+                assert proxy.accepted == 1
+            await eventually(lambda: is_published(publisher), "a confirmed message")
+            assert proxy.accepted == 1
+
+
 def test_failure_06_half_open_connections_are_given_up_and_made_again(at_rest):
     stack, proxy = at_rest.stack, at_rest.proxy
     assert {one["timeout"] for one in api(at_rest.broker, "GET", "connections")} == {HEARTBEAT_S}
@@ -289,3 +310,37 @@ async def return_until_dead(broker, queue: str, messages: int) -> None:
             return len(await asyncio.to_thread(dead_letters, broker)) >= before + messages
 
         await eventually(have_died, f"{messages} dead letters")
+
+
+def deleted(broker, *paths: str) -> None:
+    for one in paths:
+        api(broker, "DELETE", one)
+
+
+BINDINGS = [f"bindings/{topology.VHOST}/e/{topology.ASSIGNMENTS}/q/{topology.substation_queue(one)}/{one}"
+            for one in ("north", "east", "south", "west")]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("gone", "told"),
+    [
+        (BINDINGS[:1], None),
+        (BINDINGS, None),
+        ([f"queues/{topology.VHOST}/{topology.substation_queue('north')}"], None),
+        ([f"exchanges/{topology.VHOST}/{topology.ASSIGNMENTS}"], f"exchange '{topology.ASSIGNMENTS}' is missing"),
+        ([f"queues/{topology.VHOST}/{topology.INTAKE}"], f"queue '{topology.INTAKE}' is missing"),
+    ],
+    ids=["a binding", "all bindings", "a queue", "the exchange of the assignments", "the intake"],
+)
+def test_topology_that_is_deleted_under_load_costs_no_request(at_rest, gone, told):
+    stack, broker = at_rest.stack, at_rest.broker
+    with stack.rush(40, over_s=2.0, energy_kwh=5) as rush:
+        rush.until_accepted(10)
+        deleted(broker, *gone)
+    stack.until_ended(rush.ids())
+
+    if told is not None:
+        until(lambda: readiness(stack, "balancer")[0] == 503 and told in readiness(stack, "balancer")[1], told)
+        api(broker, "POST", f"definitions/{topology.VHOST}", topology.topology())
+    until_well(at_rest)
+    stack.until_ended(accepted_all(stack, 8))
