@@ -1,7 +1,6 @@
 """`/services`: every process that the gateway knows, whether it is ready, and what it lacks."""
 
 import asyncio
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +8,7 @@ import aiohttp
 from aiohttp import web
 
 from gateway.load_view import Heard, LoadView
+from services.admin import AdminServer
 from services.clock import monotonic_s
 from services.errors import LedgerUnavailable
 from services.ledger.operating import Operating
@@ -22,10 +22,10 @@ SILENT_AFTER_S = 5.0
 
 @dataclass(frozen=True)
 class ServiceRoutes:
-    """The handler of `/services`; `own_causes` tells why this gateway is not ready."""
+    """The handler of `/services`; `admin` tells what this gateway itself lacks."""
 
     instance: str
-    own_causes: Callable[[], list[str]]
+    admin: AdminServer
     view: LoadView
     ledger: Operating
     http: aiohttp.ClientSession
@@ -35,16 +35,21 @@ class ServiceRoutes:
 
         Without the ledger those processes are unknown; the gateway's own line says then what the ledger lacks.
         """
-        items = [_line("gateway", self.instance, self.own_causes())]
+        items = [self._own()]
         items += [_balancer(name, heard, monotonic_s()) for name, heard in self.view.balancers().items()]
         try:
             addresses = await self.ledger.metrics_addresses()
         except LedgerUnavailable as error:
-            items[0] = _line("gateway", self.instance, [*self.own_causes(), f"the ledger cannot be read: {error}"])
+            items[0] = self._own(f"the ledger cannot be read: {error}")
         else:
             gate = asyncio.Semaphore(ASKED_AT_ONCE)
             items += await asyncio.gather(*(self._ask(gate, address, ids) for address, ids in addresses.items()))
         return web.json_response({"items": items})
+
+    def _own(self, *also: str) -> dict[str, Any]:
+        """This gateway's line; what it can do without is told, too, and leaves it ready."""
+        line = _line("gateway", self.instance, [*self.admin.causes(), *also])
+        return {**line, "causes": [*line["causes"], *self.admin.degraded()]}
 
     async def _ask(self, gate: asyncio.Semaphore, address: str, substations: list[str]) -> dict[str, Any]:
         url, causes = f"{address}/readyz", list[str]()

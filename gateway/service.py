@@ -39,7 +39,7 @@ async def serve(life: Life, settings: GatewaySettings) -> None:
         app = build_app(
             ledger=ledger,
             operating=operating,
-            health=ServiceRoutes(life.instance, life.admin.causes, view, operating, http),
+            health=ServiceRoutes(life.instance, life.admin, view, operating, http),
             intake=intake,
             view=view,
             metrics=metrics,

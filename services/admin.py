@@ -61,7 +61,8 @@ class AdminServer:
         if causes or not self.ready:
             told = f": {'; '.join(causes)}" if causes else ""
             return web.Response(text=f"not ready{told}\n", status=503)
-        return web.Response(text=f"ready\n{''.join(f'degraded: {cause}\n' for cause in self.degraded())}")
+        degraded = "".join(f"degraded: {cause}\n" for cause in self.degraded())
+        return web.Response(text=f"ready\n{degraded}")
 
 
 def free_port(host: str) -> int:

@@ -11,11 +11,12 @@ from services.local.ports import HOST
 from services.local.running import RunningStack
 
 WITHIN_S = 3.0
+DEGRADED = "degraded: "
 CURE = "mend what it names, and it goes on by itself; its log tells more"
 
 
 async def check_services(url: str, stack: RunningStack | None) -> list[Check]:
-    """One line for each service that is not ready; the processes of a local stack are asked without its gateway."""
+    """One line for each thing that a service lacks; the processes of a local stack are asked without its gateway."""
     try:
         causes = await (_of_stack(stack) if stack is not None else _of_gateway(url))
     except EvenloadError:
@@ -25,7 +26,7 @@ async def check_services(url: str, stack: RunningStack | None) -> list[Check]:
 
 
 async def _of_gateway(url: str) -> dict[str, list[str]]:
-    """What the gateway knows of the services: names, and why each is not ready."""
+    """What the gateway knows of the services: names, and what each lacks."""
     async with connected(url) as gateway:
         items = await gateway.services()
     return {f"{one['service']} {one['name']}": [str(cause) for cause in one["causes"]] for one in items}
@@ -37,16 +38,18 @@ async def _of_stack(stack: RunningStack) -> dict[str, list[str]]:
     asked = {name: port for name, port in ports.items() if port}
     async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=WITHIN_S)) as http:
         told = await asyncio.gather(*(_ask(http, port) for port in asked.values()))
-    return {name: [cause] if cause else [] for name, cause in zip(asked, told, strict=True)}
+    return dict(zip(asked, told, strict=True))
 
 
-async def _ask(http: aiohttp.ClientSession, port: str) -> str:
-    """Why the process behind an admin port is not ready; empty where it is."""
+async def _ask(http: aiohttp.ClientSession, port: str) -> list[str]:
+    """Why the process behind an admin port is not ready, or what it must do without; empty where all is well."""
     try:
         async with http.get(f"http://{HOST}:{port}/readyz") as response:
             told = (await response.text()).strip()
-            return "" if response.status == 200 else told.removeprefix("not ready: ")
     except TimeoutError:
-        return f"it does not answer within {WITHIN_S:g} s"
+        return [f"it does not answer within {WITHIN_S:g} s"]
     except aiohttp.ClientError as error:
-        return f"it does not answer ({error})"
+        return [f"it does not answer ({error})"]
+    if response.status != 200:
+        return [told.removeprefix("not ready: ")]
+    return [line.removeprefix(DEGRADED) for line in told.splitlines() if line.startswith(DEGRADED)]

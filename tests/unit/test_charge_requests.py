@@ -14,6 +14,7 @@ from gateway.intake import IntakeQueue
 from gateway.load_view import LoadView
 from gateway.metrics import GatewayMetrics
 from gateway.settings import GatewaySettings
+from services.admin import AdminServer
 from services.errors import BrokerUnavailable
 from services.ledger.records import Assignment
 from services.messages import Hint
@@ -44,7 +45,7 @@ async def gateway(ledger):
         operating=ledger.operating,
         intake=intake,
         view=view,
-        health=ServiceRoutes("gateway-1", list, view, ledger.operating, http),
+        health=ServiceRoutes("gateway-1", AdminServer(CollectorRegistry()), view, ledger.operating, http),
         metrics=GatewayMetrics(CollectorRegistry()),
         speed=60.0,
         settings=settings,

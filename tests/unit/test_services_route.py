@@ -31,10 +31,13 @@ async def admin_port():
         await admin.stop()
 
 
-async def told(ledger, view=None, own_causes=list):
-    """What the route answers."""
+async def told(ledger, view=None, fault=None, degradation=None):
+    """What the route answers of a gateway with this fault, and of one that must do without something."""
+    own = AdminServer(CollectorRegistry())
+    own.faults.append(lambda: fault)
+    own.degradations.append(lambda: degradation)
     async with aiohttp.ClientSession() as http:
-        routes = ServiceRoutes("gateway-1", own_causes, view or LoadView(), ledger, http)
+        routes = ServiceRoutes("gateway-1", own, view or LoadView(), ledger, http)
         app = web.Application()
         app.router.add_get("/services", routes.get)
         runner = web.AppRunner(app)
@@ -69,13 +72,18 @@ async def test_each_service_that_is_not_ready_says_why(ledger: Ledger):
     async with admin_port() as admin:
         admin.faults.append(lambda: "its queue is gone: run `evenload mend`")
         await ledger.take(registration("east", metrics_url=admin.url))
-        items = await told(ledger.operating, heard("the broker is away"), lambda: ["the ledger cannot be written"])
+        items = await told(ledger.operating, heard("the broker is away"), "the ledger cannot be written")
 
     assert items == [
         line("gateway", "gateway-1", "the ledger cannot be written"),
         line("balancer", "balancer-1", "the broker is away"),
         line("substations", "east", "its queue is gone: run `evenload mend`"),
     ]
+
+
+async def test_a_gateway_that_does_without_the_broker_is_ready_and_says_so(ledger: Ledger):
+    [own] = await told(ledger.operating, degradation="the broker is away")
+    assert own == {"service": "gateway", "name": "gateway-1", "ready": True, "causes": ["the broker is away"]}
 
 
 async def test_a_process_that_does_not_answer_is_told_with_its_address(ledger: Ledger):
