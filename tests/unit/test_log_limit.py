@@ -117,7 +117,7 @@ def test_the_same_fault_in_another_place_and_another_fault_in_the_same_are_writt
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize("event", KEPT)
+@pytest.mark.parametrize("event", sorted(KEPT))
 def test_no_line_that_is_evidence_or_comes_once_in_a_life_is_left_out(lines, event):
     def flood(log):
         for number in range(200):
