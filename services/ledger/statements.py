@@ -251,7 +251,8 @@ WHERE left_at_ms IS NULL OR left_at_ms > {now} - :gone_within_ms
 ORDER BY id
 """
 
-# A breach counts once it has stood for so long: a sweep that was away has first to catch up.
+# A breach counts once it has stood for so long: a sweep that was away has first to catch up. Ends are grouped by an
+# expression: PostgreSQL 17 would otherwise read the whole history, in the order of its index by request.
 AUDIT = """
 SELECT 'more energy than granted, or granted than asked for' AS promise, id AS subject, 0 AS after_s FROM request
 WHERE status = 'charging' AND (energy_delivered_j > energy_granted_j OR energy_granted_j > energy_requested_j)
@@ -262,10 +263,10 @@ UNION ALL
 SELECT 'more sessions than connectors', s.id, 0 FROM substation AS s
 WHERE s.connectors < (SELECT count(*) FROM request AS o WHERE o.status = 'charging' AND o.substation = s.id)
 UNION ALL
-SELECT 'ended twice', request_id, 0 FROM transition
+SELECT 'ended twice', request_id || '', 0 FROM transition
 WHERE number > (SELECT max(number) FROM transition) - :newest
   AND status IN ('completed', 'stopped', 'cancelled', 'expired', 'failed')
-GROUP BY request_id HAVING count(*) > 1
+GROUP BY request_id || '' HAVING count(*) > 1
 UNION ALL
 SELECT 'assigned where nobody is', q.id, 30 FROM request AS q JOIN substation AS s ON s.id = q.substation
 WHERE q.status = 'assigned' AND s.left_at_ms IS NOT NULL
