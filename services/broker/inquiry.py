@@ -45,10 +45,13 @@ class Inquiry:
             with contextlib.suppress(BrokerUnavailable):
                 await within(1, "closing a channel", self._channel.close())
 
-    async def absent_exchanges(self) -> dict[str, ChannelNotFoundEntity]:
-        """The exchanges of the topology that are not there, with the broker's words."""
+    async def absent_exchanges(self, role: topology.Role) -> dict[str, ChannelNotFoundEntity]:
+        """The exchanges of the role that are not there, with the broker's words.
+
+        Of the others nothing is asked: since RabbitMQ 4.3 only a user with some right on an exchange may ask about it.
+        """
         absent = {}
-        for name in topology.EXCHANGES:
+        for name in role.exchanges:
             objection = await self.ask(lambda channel, name=name: channel.get_exchange(name))  # type: ignore[misc]
             if isinstance(objection, ChannelNotFoundEntity):
                 absent[name] = objection

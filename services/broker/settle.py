@@ -59,7 +59,8 @@ class Consumer:
 
         async def make(channel: AbstractChannel, name: str) -> AbstractQueue:
             if bind_to is None:
-                return await channel.declare_queue(name, passive=True)
+                with needing(session, "read"):
+                    return await channel.declare_queue(name, passive=True)
             with needing(session, "configure"):
                 queue = await channel.declare_queue(name, durable=True, arguments=dict(topology.QUORUM))
             with needing(session, "write", bind_to):
@@ -167,7 +168,8 @@ class Consumer:
             await self._give(delivery, outcome)
 
     async def _give(self, delivery: AbstractIncomingMessage, outcome: str) -> None:
-        call = delivery.nack(requeue=True) if outcome == "requeued" else delivery.ack()
+        # Not a nack: since RabbitMQ 4.3 that counts towards no limit, and the message comes back for ever.
+        call = delivery.reject(requeue=True) if outcome == "requeued" else delivery.ack()
         try:
             await within(CALL_DEADLINE_S, "settling", call)
         except BrokerUnavailable:

@@ -83,6 +83,11 @@ class Role:
     publishes_to: tuple[str, ...] = ()
     hears: str = EVENTS
 
+    @property
+    def exchanges(self) -> tuple[str, ...]:
+        """All exchanges that the role has a right on."""
+        return tuple(dict.fromkeys((*self.publishes_to, self.hears)))
+
 
 _OWN_EVENTS = "amq_[0-9a-f]{32}"
 _OWN_QUEUE = r"charge\.substation\.[A-Za-z0-9-]+"

@@ -55,11 +55,11 @@ class Upkeep:
         does not answer. Who is started while a part is missing works by the ledger, and tells what is missing.
         """
         async with inquiring(self._session) as inquiry:
-            absent = await within(LOOK_DEADLINE_S, "looking at the exchanges", inquiry.absent_exchanges())
-            if len(absent) == len(topology.EXCHANGES):
+            absent = await within(LOOK_DEADLINE_S, "looking at the exchanges", inquiry.absent_exchanges(self._role))
+            if len(absent) == len(self._role.exchanges):
                 raise refused(
                     f"the broker at {self._session.address.text} is not set up for Evenload "
-                    f"({words(absent[topology.REQUESTS])})",
+                    f"({words(absent[self._role.hears])})",
                     "name the vhost that is, or load there what "
                     "`python -m services.broker.topology operator=<password>` prints",
                 )
@@ -89,7 +89,7 @@ class Upkeep:
 
     async def _look(self) -> tuple[str, ...]:
         async with inquiring(self._session) as inquiry:
-            absent = await inquiry.absent_exchanges()
+            absent = await inquiry.absent_exchanges(self._role)
             missing = [f"exchange {name!r} is missing" for name in absent]
             missing += [error.cause for error in await inquiry.rights_lacking(self._role)]
             for exchange in self._role.publishes_to:

@@ -301,7 +301,7 @@ async def return_until_dead(broker, queue: str, messages: int) -> None:
         await channel.set_qos(prefetch_count=messages)
 
         async def return_one(message) -> None:
-            await message.nack(requeue=True)
+            await message.reject(requeue=True)
 
         found = await channel.get_queue(queue, ensure=False)
         await found.consume(return_one)

@@ -97,7 +97,7 @@ async def return_once_too_often(vhost):
             for _ in range(topology.DELIVERY_LIMIT + 1):
                 while (message := await queue.get(fail=False)) is None:
                     await asyncio.sleep(0.05)
-                await message.nack(requeue=True)
+                await message.reject(requeue=True)
 
 
 def test_where_nothing_lies_it_says_so(vhost):
@@ -172,7 +172,7 @@ def test_the_oldest_are_shown_where_there_are_more(vhost):
             {"EVENLOAD_CONSOLE_PASSWORD": "wrong"},
             "set EVENLOAD_CONSOLE_USER, EVENLOAD_CONSOLE_PASSWORD and EVENLOAD_CONSOLE_VHOST",
         ),
-        ({"EVENLOAD_CONSOLE_VHOST": "nowhere"}, "in vhost 'nowhere': set EVENLOAD_CONSOLE_USER"),
+        ({"EVENLOAD_CONSOLE_VHOST": "nowhere"}, "in vhost 'nowhere': set EVENLOAD_CONSOLE_"),
         ({"console": "http://127.0.0.1:1"}, "no console answers at http://127.0.0.1:1"),
         ({"console": "http://someone:secret@127.0.0.1"}, "an address like http://127.0.0.1:15672"),
         ({"console": "ftp://127.0.0.1"}, "an address like http://127.0.0.1:15672"),

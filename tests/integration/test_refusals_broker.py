@@ -50,7 +50,7 @@ def empty_vhost(broker):
     [
         ("password", "(ACCESS_REFUSED"),
         ("vhost", "(it refuses to open the vhost"),
-        ("topology", "is not set up for Evenload (NOT_FOUND - no exchange 'charge.requests'"),
+        ("topology", "is not set up for Evenload (NOT_FOUND - no exchange 'charge."),
     ],
 )
 def test_a_broker_that_answers_and_refuses(refusal, broker, empty_vhost, who, wrong, told):
