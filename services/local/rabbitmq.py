@@ -102,6 +102,9 @@ class PrivateBroker:
 
     def _environment(self, installation: RabbitInstallation) -> dict[str, str]:
         data = seen_from_inside(self.data)
+        # RabbitMQ 4 does not start on the data of 3.10. So each series has data of its own, and the ledger brings back
+        # what was on its way in another.
+        series = self.installation.series
         return {
             **installation.environment,
             "HOME": str(data / "home"),
@@ -113,12 +116,12 @@ class PrivateBroker:
             "RABBITMQ_CONFIG_FILE": str(data / CONFIGURATION),
             "RABBITMQ_ADVANCED_CONFIG_FILE": str(data / "advanced.config"),
             "RABBITMQ_ENABLED_PLUGINS_FILE": str(data / "enabled_plugins"),
-            "RABBITMQ_MNESIA_BASE": str(data / "mnesia"),
+            "RABBITMQ_MNESIA_BASE": str(data / "mnesia" / series),
             "RABBITMQ_LOG_BASE": str(data / "log"),
             "RABBITMQ_LOGS": "-",
             "RABBITMQ_GENERATED_CONFIG_DIR": str(data / "generated"),
             "RABBITMQ_SCHEMA_DIR": str(data / "schema"),
-            "RABBITMQ_FEATURE_FLAGS_FILE": str(data / "feature_flags"),
+            "RABBITMQ_FEATURE_FLAGS_FILE": str(data / f"feature_flags-{series}"),
             "RABBITMQ_PID_FILE": str(data / "node.pid"),
             "RABBITMQ_DIST_PORT": str(self.ports.distribution),
             "ERL_EPMD_PORT": str(self.ports.epmd),

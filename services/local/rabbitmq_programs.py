@@ -36,6 +36,13 @@ class RabbitInstallation:
         environment = {name: moved(value) for name, value in self.environment.items()}
         return RabbitInstallation(Path(moved(self.server)), Path(moved(self.epmd)), environment, folder)
 
+    @property
+    def series(self) -> str:
+        """The first two numbers of its version, like `4.1`; "unknown" where its files do not tell."""
+        plugins = self.server.parent.parent / "plugins"
+        found = (re.match(r"rabbit-(\d+\.\d+)\.", one.name) for one in sorted(plugins.glob("rabbit-*")))
+        return next((one[1] for one in found if one), "unknown")
+
 
 def find_rabbitmq(cache: Path, say: Say, environment: Mapping[str, str] | None = None) -> RabbitInstallation:
     """The installed RabbitMQ, else a private copy in `cache`, unpacked there once by children with `environment`.
