@@ -6,7 +6,7 @@ an envelope because Python and the broker pay per message. Wire form: `{"v": 1, 
 
 import codecs
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, NoReturn
 
@@ -15,6 +15,8 @@ from services.errors import InvalidMessage
 ENVELOPE_VERSION = 1
 ENVELOPE_MAX_HINTS = 100
 ENVELOPE_MAX_BYTES = 16 * 1024
+NESTED_MAX = 100
+"""How deep lists and objects may be nested; Python's own bound differs between its versions."""
 _ID_MAX_CHARS = 64
 
 
@@ -86,7 +88,7 @@ def chunked(hints: Sequence[Hint], size: int) -> Iterator[Sequence[Hint]]:
 def parse_strict_json(text: bytes) -> Any:
     """Parse UTF-8 JSON as RFC 8259 has it: no NaN, no Infinity, no repeated member, no lone surrogate.
 
-    Raises `InvalidMessage` with cause and cure.
+    It refuses what is nested more than `NESTED_MAX` deep, too. Raises `InvalidMessage` with cause and cure.
     """
     if not text.strip():
         raise InvalidMessage("it is empty: send JSON")
@@ -101,6 +103,9 @@ def parse_strict_json(text: bytes) -> Any:
             object_pairs_hook=_refuse_repeated,
         )
         json.dumps(parsed, ensure_ascii=False).encode("utf-8")
+        _refuse_nested(parsed)
+    except InvalidMessage:
+        raise
     except UnicodeDecodeError as error:
         raise InvalidMessage(f"it is not UTF-8 from byte {error.start} on: encode it as UTF-8") from None
     except UnicodeEncodeError:
@@ -111,6 +116,23 @@ def parse_strict_json(text: bytes) -> Any:
     except RecursionError:
         raise InvalidMessage("it is nested too deeply: send a flat object") from None
     return parsed
+
+
+def _refuse_nested(parsed: Any) -> None:
+    """Raise `InvalidMessage` for lists and objects that are nested deeper than `NESTED_MAX`."""
+    level = [parsed]
+    for _ in range(NESTED_MAX):
+        level = [inner for outer in level for inner in _inside(outer)]
+        if not level:
+            return
+    if any(isinstance(one, dict | list) for one in level):
+        raise InvalidMessage("it is nested too deeply: send a flat object")
+
+
+def _inside(value: Any) -> Iterable[Any]:
+    if isinstance(value, dict):
+        return value.values()
+    return value if isinstance(value, list) else ()
 
 
 def _refuse_constant(name: str) -> NoReturn:

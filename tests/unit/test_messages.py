@@ -179,6 +179,16 @@ def test_what_rfc_8259_does_not_have_is_refused(text):
         parse_strict_json(text.encode())
 
 
+@pytest.mark.parametrize(("opening", "innermost", "closing"), [("[", "", "]"), ("[", "1", "]"), ('{"a":', "1", "}")])
+def test_how_deep_a_message_may_be_nested_depends_on_no_version_of_python(opening, innermost, closing):
+    def nested(deep: int) -> bytes:
+        return f"{opening * deep}{innermost}{closing * deep}".encode()
+
+    assert parse_strict_json(nested(100)) == json.loads(nested(100))
+    with pytest.raises(InvalidMessage, match=r"^it is nested too deeply: send a flat object$"):
+        parse_strict_json(nested(101))
+
+
 @pytest.mark.parametrize("body", [b"\xff", b'"\xc3\x28"', b'"\xed\xa0\x80"', b'{"a": "\xc3'])
 def test_what_is_not_utf_8_is_refused(body):
     with pytest.raises(InvalidMessage):
