@@ -58,7 +58,7 @@ def test_the_image_is_small_and_holds_no_build_tools(stack):
     [gateway] = stack.containers("gateway")
     sizes = [
         int(stack.engine.run("docker", "image", "inspect", "--format", "{{.Size}}", image).stdout)
-        for image in (stack.inspect(gateway)["Image"], "python:3.11.14-slim-bookworm")
+        for image in (stack.inspect(gateway)["Image"], "python:3.13.9-slim-trixie")
     ]
     added_mb = (sizes[0] - sizes[1]) / 1e6
     print(f"the image adds {added_mb:.0f} MB to its base")

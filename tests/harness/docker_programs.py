@@ -11,9 +11,9 @@ from services.local.plan import cache_dir
 from services.settings import LocalSettings
 
 RELEASE = "bookworm"
-"""The release that the stand-ins for upstream's images are made of; its Python is the image's."""
+"""The release that this check can run on: its `debootstrap` makes the next one."""
 NEXT_RELEASE = "trixie"
-"""The first release whose `docker-compose` is version 2."""
+"""The release that the stand-ins for upstream's images are made of; the first whose `docker-compose` is version 2."""
 CURES = "start a Docker engine that can pull images, or run this as root on Debian 12 with its package archive in reach"
 
 ENGINE = PackageSet(
@@ -63,7 +63,7 @@ def find_programs(scratch: Path) -> Programs:
         raise Misconfigured(f"this is no Debian: {CURES}")
     archive, codename = system_archive()
     if codename != RELEASE:
-        raise Misconfigured(f"this is Debian {codename}, and the stand-ins are made of {RELEASE}: {CURES}")
+        raise Misconfigured(f"this is Debian {codename}, and the stand-ins are made on {RELEASE}: {CURES}")
     engine = _unpacked("docker", ENGINE, "usr/sbin/dockerd")
     compose = _unpacked("docker-compose", COMPOSE, COMPOSE_PLUGIN)
     debootstrap = _unpacked("debootstrap", DEBOOTSTRAP, "usr/sbin/debootstrap")

@@ -1,6 +1,7 @@
 """Stand-ins for upstream's images where none can be pulled: Debian's packages under upstream's names and manners.
 
-They show that the compose files fit together and that our own image works; what upstream ships, they cannot show.
+They show that the compose files fit together and that our own image works; what upstream ships, they cannot show. They
+are made of Debian's next release, whose major versions are those of the compose files, but for Prometheus.
 """
 
 import os
@@ -13,11 +14,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from harness.docker_engine import Engine
-from harness.docker_programs import RELEASE
+from harness.docker_programs import NEXT_RELEASE
 
 ROOT = Path(__file__).parents[2]
 RECIPES = ROOT / "tests/compose/stand_ins"
-BASE = "evenload-stand-in:base"
+BASE = f"evenload-stand-in:{NEXT_RELEASE}"
 PYTHON = "python"
 MADE_WITHIN_S = 900
 AUTHORITIES = Path("/etc/ssl/certs/ca-certificates.crt")
@@ -52,7 +53,7 @@ def _make_base(engine: Engine) -> None:
     with tempfile.TemporaryDirectory(prefix="evenload-base-") as folder:
         root = Path(folder) / "root"
         made = subprocess.run(
-            ["debootstrap", "--variant=minbase", "--include=ca-certificates", RELEASE, root, engine.archive],
+            ["debootstrap", "--variant=minbase", "--include=ca-certificates", NEXT_RELEASE, root, engine.archive],
             env={**os.environ, **engine.debootstrap},
             capture_output=True,
             text=True,
