@@ -5,6 +5,7 @@ MAKEFLAGS += --no-print-directory
 
 VENV := .venv
 BIN := $(VENV)/bin
+SUITE ?= trixie
 
 # Whatever the locale, files and their names are read as UTF-8; and what is set for other Pythons is not for this one.
 export PYTHONUTF8 := 1
@@ -14,7 +15,7 @@ export PYTHON
 export no_proxy := localhost,127.0.0.1,$(or $(no_proxy),$(NO_PROXY))
 export NO_PROXY := $(no_proxy)
 
-.PHONY: help run rush locust test test-compose test-chaos audit model walks mutants chaos check readme dashboards lock clean
+.PHONY: help run rush locust test test-newer test-compose test-chaos audit model walks mutants chaos check readme dashboards lock clean
 
 help: ## Show the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -35,6 +36,10 @@ RUSH_REPORT := .evenload/rush_hour.html
 
 test: $(VENV)/.dev ## Run the test suite on a real RabbitMQ and PostgreSQL of its own
 	@$(BIN)/python -m pytest $(ARGS)
+
+test-newer: $(VENV)/.suite-$(SUITE) ## Run the tests that a version could fail on another Debian suite's Python, RabbitMQ and PostgreSQL (SUITE=trixie)
+	@TEST_SERVERS_SUITE=$(SUITE) $(VENV)/$(SUITE)/bin/python -m pytest tests/unit tests/contract tests/integration \
+		tests/e2e/test_broker_trouble.py tests/e2e/test_postgres_trouble.py $(ARGS)
 
 test-compose: $(VENV)/.dev ## Start, load, break and scale the compose files on a Docker engine (brings one up as root)
 	@PYTHONPATH=tests $(BIN)/python -m harness.compose_check $(ARGS)
@@ -104,6 +109,13 @@ $(VENV)/.dev: requirements/dev.txt pyproject.toml tools/environment
 $(VENV)/.audit: requirements/audit.txt $(VENV)/.dev
 	@$(BIN)/python -m venv $(VENV)/audit
 	@$(VENV)/audit/bin/pip install --quiet --disable-pip-version-check --require-hashes -r $<
+	@touch $@
+
+$(VENV)/.suite-%: requirements/dev.txt pyproject.toml $(VENV)/.dev
+	@python=$$(PYTHONPATH=tests $(BIN)/python -m harness.suites $*) && rm -rf $(VENV)/$* && "$$python" -m venv --without-pip $(VENV)/$*
+	@echo "installing requirements/dev.txt for Debian $*"
+	@$(BIN)/pip --python $(VENV)/$*/bin/python install --quiet --disable-pip-version-check --require-hashes -r $<
+	@sh tools/environment link $(VENV)/$*
 	@touch $@
 
 .PHONY: environment FORCE

@@ -182,7 +182,8 @@ def _fetch(work: _Work, say: Say) -> None:
     work.step([*apt, "update"], "fetching package lists")
     planning = f"planning {packages.title}'s packages"
     plan = [*apt, "install", "--no-install-recommends", "--print-uris", "-qq", packages.package]
-    missing = package_names(work.step(plan, planning))
+    # What this system has installed says nothing of another suite, and may stand in its way.
+    missing = set() if packages.suite else package_names(work.step(plan, planning))
     everything = package_names(work.step([*plan, "-o", f"Dir::State::status={empty}"], planning))
     own_copies = {name for name in everything if name.startswith(packages.own_copies)}
     wanted = {name for name in missing | own_copies if packages.is_wanted(name)}

@@ -52,12 +52,12 @@ def find_rabbitmq(cache: Path, say: Say, environment: Mapping[str, str] | None =
     found = locate_rabbitmq(cache)
     if found is not None:
         return found
-    return obtain(_PACKAGES, copy_dir(cache, "rabbitmq"), _unpacked, say, environment or {})
+    return obtain(PACKAGES, copy_dir(cache, "rabbitmq"), unpacked, say, environment or {})
 
 
 def locate_rabbitmq(cache: Path) -> RabbitInstallation | None:
     """The installed RabbitMQ, else the copy that was unpacked into `cache` before, else None."""
-    return _installed() or _unpacked(copy_dir(cache, "rabbitmq"))
+    return _installed() or unpacked(copy_dir(cache, "rabbitmq"))
 
 
 def _installed() -> RabbitInstallation | None:
@@ -76,7 +76,8 @@ def _installed() -> RabbitInstallation | None:
     return RabbitInstallation(server, epmd, {"PATH": f"{erl.parent}:{os.environ.get('PATH', '/usr/bin:/bin')}"})
 
 
-def _unpacked(copy: Path) -> RabbitInstallation | None:
+def unpacked(copy: Path) -> RabbitInstallation | None:
+    """The RabbitMQ in an unpacked copy of its packages, if it is whole."""
     server = _first(copy, "usr/lib/rabbitmq/lib/rabbitmq_server-*/sbin/rabbitmq-server")
     epmd = _first(copy, "usr/lib/erlang/erts-*/bin/epmd")
     if server is None or epmd is None or not is_whole(copy) or not _finds_itself(copy):
@@ -115,7 +116,7 @@ def _first(folder: Path, pattern: str) -> Path | None:
     return max(folder.glob(pattern), key=lambda path: [int(one) for one in re.findall(r"\d+", str(path))], default=None)
 
 
-_PACKAGES = PackageSet(
+PACKAGES = PackageSet(
     title="RabbitMQ",
     package="rabbitmq-server",
     cures=CURES,

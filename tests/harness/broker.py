@@ -16,13 +16,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from harness.suites import find_rabbitmq
+
 from services.broker import topology
 from services.local import leftovers
-from services.local.plan import cache_dir
 from services.local.ports import free_ports
 from services.local.rabbitmq import MEMORY_WATERMARK, BrokerPorts, PrivateBroker, prepare_broker
-from services.local.rabbitmq_programs import find_rabbitmq
-from services.settings import LocalSettings
 
 
 @dataclass(frozen=True)
@@ -146,7 +145,7 @@ class Node:
 @contextlib.contextmanager
 def running_node(data: Path) -> Iterator[Node]:
     """Start a private node, and take it down with everything it started."""
-    installation = find_rabbitmq(cache_dir(LocalSettings()), print)
+    installation = find_rabbitmq()
     broker = prepare_broker(installation, data, BrokerPorts(*free_ports(5)))
     with guarded(data) as marks:
         node = Node(broker, data, marks)

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import psycopg
+from harness.suites import SUITE, copy_of, of_suite, use_own_libraries
 
 from services.ledger import schema
 from services.local import leftovers
@@ -47,6 +48,8 @@ class Programs:
 
     folder: Path
     environment: dict[str, str] = field(default_factory=dict)
+    copy: Path | None = None
+    """The unpacked packages that they lie in, where they are not installed."""
 
 
 @dataclass(frozen=True)
@@ -67,12 +70,18 @@ class Server:
 
 
 def find_postgres(*, unpacked: bool = False) -> Programs:
-    """The installed PostgreSQL, else (or where `unpacked` is asked for) a private copy in the cache."""
+    """The installed PostgreSQL, else (or where `unpacked` is asked for) a private copy in the cache.
+
+    Where the tests were told a suite, it is that suite's.
+    """
+    if SUITE:
+        copy = copy_of("postgresql", SUITE)
+        return Programs(obtain(of_suite(PACKAGES, SUITE, "postgresql-"), copy, _newest, print, {}), copy=copy)
     installed = None if unpacked else _newest(Path("/"))
     if installed is not None:
         return Programs(installed)
     copy = copy_dir(cache_dir(LocalSettings()), "postgresql")
-    return Programs(obtain(PACKAGES, copy, _newest, print, {}), {"LD_LIBRARY_PATH": libraries(copy)})
+    return Programs(obtain(PACKAGES, copy, _newest, print, {}), {"LD_LIBRARY_PATH": libraries(copy)}, copy)
 
 
 def _newest(root: Path) -> Path | None:
@@ -168,14 +177,16 @@ def give_to_ordinary_user(*paths: Path) -> None:
 
 def _reachable(programs: Programs, home: Path) -> Programs:
     """The programs where an ordinary user may read them: root's own cache is closed to everybody else."""
-    if os.geteuid() != 0 or not programs.environment:
+    copy = programs.copy
+    if os.geteuid() != 0 or copy is None:
         return programs
-    version = programs.folder.parent
-    copy = version.parents[3]
     for part in copy.glob("usr/lib/*"):
         shutil.copytree(part, home / "programs/usr/lib" / part.name, symlinks=True)
     shutil.copytree(copy / "usr/share/postgresql", home / "programs/usr/share/postgresql", symlinks=True)
     folder = home / "programs" / programs.folder.relative_to(copy)
+    if SUITE:
+        use_own_libraries(home / "programs", home / "programs")
+        return Programs(folder)
     return Programs(folder, {"LD_LIBRARY_PATH": libraries(home / "programs")})
 
 

@@ -24,6 +24,7 @@ from harness.shared_libraries import (
     programs_of_python_packages,
 )
 from harness.stack import ROOT
+from harness.suites import SUITE
 
 from services.local.packages import PackageSet, copy_dir, libraries
 from services.local.plan import cache_dir
@@ -66,7 +67,8 @@ def prometheus() -> Copy | None:
 
 def postgres() -> Copy | None:
     found = find_postgres(unpacked=True)
-    return copy_of(found.folder, found.environment)
+    # Another suite's programs have a loader of their own, of which this system's `ldd` knows nothing.
+    return None if SUITE else copy_of(found.folder, found.environment)
 
 
 def chromium() -> Copy | None:
