@@ -44,7 +44,7 @@ test-newer: $(VENV)/.suite-$(SUITE) ## Run the tests that a version could fail o
 test-compose: $(VENV)/.dev ## Start, load, break and scale the compose files on a Docker engine (brings one up as root)
 	@PYTHONPATH=tests $(BIN)/python -m harness.compose_check $(ARGS)
 
-test-chaos: $(VENV)/.dev ## Run the two short chaos tests: 1,400 requests, and 19 faults of a stack of their own (3 min)
+test-chaos: $(VENV)/.dev ## Run the three short chaos tests on both databases: 1,800 requests, and 28 faults (5 min)
 	@$(BIN)/python -m pytest tests/chaos -n 2 --dist load $(ARGS)
 
 model: $(VENV)/.dev ## Run the protocol's model with 3,000 seeds (EVENLOAD_MODEL_RUNS, EVENLOAD_MODEL_FIRST_SEED)
@@ -57,7 +57,7 @@ walks: $(VENV)/.dev ## Walk at random over ledgers on both databases, beside the
 mutants: $(VENV)/.dev ## Break lines one at a time, and tell which broken line no test notices (10 min; ARGS=--help)
 	@PYTHONPATH=tests $(BIN)/python -m harness.mutants $(ARGS)
 
-chaos: $(VENV)/.dev ## Break a stack of its own 100 times at random, and check that no promise was broken (20 min)
+chaos: $(VENV)/.dev ## Break a stack of its own 100 times in 21 ways, and check every promise (25 min; ARGS=--list, --help)
 	@PYTHONPATH=tests $(BIN)/python -m harness.chaos $(ARGS)
 
 check: $(VENV)/.dev ## Run the linters: style, types, architecture, dead code, dependencies

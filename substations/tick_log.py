@@ -1,46 +1,29 @@
 """The tick log: what a substation set at every tick, one JSON line each, so that anyone can check it afterwards."""
 
-import contextlib
-import errno
 import json
-import os
-import tempfile
 from pathlib import Path
-from typing import BinaryIO
 
-from services.errors import Misconfigured
 from services.logs import get_logger
+from substations.segments import SEGMENT_BYTES, Segments
 from substations.substation import Substation
 
 log = get_logger(__name__)
 
 
 class TickLog:
-    """Appends to `<folder>/<substation>-<epoch>.jsonl`; what a full disk has no room for is left out, line by line."""
+    """Appends to the segments of a folder; what a full disk has no room for is left out, line by line."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, segment_bytes: int = SEGMENT_BYTES) -> None:
         """Make the folder where there is none; raises `Misconfigured`."""
-        self._folder = folder
-        self._file: BinaryIO | None = None
-        self._epoch = 0
-        self._whole_bytes = 0
+        setting = "EVENLOAD_SUBSTATION_TICK_LOG"
+        self._segments = Segments(folder, setting, is_synced=False, segment_bytes=segment_bytes)
         self._is_failing = False
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=folder):
-                pass
-        except OSError as error:
-            raise Misconfigured(f"EVENLOAD_SUBSTATION_TICK_LOG: {folder} cannot be used: {error.strerror}") from None
 
     def write(self, substation: Substation) -> None:
         """Append the state that holds until the next tick, as a whole line or not at all; never raises."""
-        line = tick_line(substation).encode()
         try:
-            self._append(substation, line)
+            self._segments.append(substation.id, substation.epoch, tick_line(substation).encode())
         except OSError as error:
-            if self._file is not None:
-                with contextlib.suppress(OSError):
-                    self._file.truncate(self._whole_bytes)
             if not self._is_failing:
                 log.warning("tick_log_interrupted", substation=substation.id, cause=error.strerror)
             self._is_failing = True
@@ -49,21 +32,9 @@ class TickLog:
             log.info("tick_log_resumed", substation=substation.id)
         self._is_failing = False
 
-    def _append(self, substation: Substation, line: bytes) -> None:
-        if self._file is None or self._epoch != substation.epoch:
-            self.close()
-            self._epoch = substation.epoch
-            self._file = (self._folder / f"{substation.id}-{substation.epoch}.jsonl").open("ab", buffering=0)
-            self._whole_bytes = self._file.tell()
-        if self._file.write(line) != len(line):
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        self._whole_bytes += len(line)
-
     def close(self) -> None:
         """Close the file."""
-        if self._file is not None:
-            self._file.close()
-            self._file = None
+        self._segments.close()
 
 
 def tick_line(substation: Substation) -> str:

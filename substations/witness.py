@@ -4,14 +4,11 @@ For checking the promises from outside, without trusting the ledger: its lines a
 the monotonic clock, which all processes of one machine share, and survive a `kill -9` of the process.
 """
 
-import errno
 import json
-import os
-import tempfile
 from pathlib import Path
 
-from services.errors import Misconfigured
 from services.logs import get_logger
+from substations.segments import SEGMENT_BYTES, Segments
 from substations.substation import Substation
 
 log = get_logger(__name__)
@@ -21,26 +18,19 @@ Key = tuple[str, int, int]
 
 
 class Witness:
-    """Appends to `<folder>/<substation>-<epoch>-<pid>.jsonl`, one JSON object per line.
+    """Appends to the segments of a folder, one JSON object per line.
 
     `{"event": "start" | "stop", "at_s", …}` and `{"event": "energy", "from_s", "to_s", "energy_j", …}`, each with
     `substation`, `request_id`, `attempt`, `epoch`. Energy is what was delivered between two ticks [J].
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, segment_bytes: int = SEGMENT_BYTES) -> None:
         """Make the folder where there is none; raises `Misconfigured`."""
-        self._folder = folder
-        self._file: int | None = None
-        self._epoch = 0
+        setting = "EVENLOAD_SUBSTATION_WITNESS"
+        self._segments = Segments(folder, setting, is_synced=True, segment_bytes=segment_bytes)
         self._seen: dict[Key, int] = {}
         self._ticked_at_s = 0.0
         self._is_broken = False
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=folder):
-                pass
-        except OSError as error:
-            raise Misconfigured(f"EVENLOAD_SUBSTATION_WITNESS: {folder} cannot be used: {error.strerror}") from None
 
     def write(self, substation: Substation) -> None:
         """Note what the tick just made changed; returns when it is on disk.
@@ -78,20 +68,9 @@ class Witness:
             )
             for key, event in events
         ]
-        if self._file is None or self._epoch != substation.epoch:
-            self.close()
-            self._epoch = substation.epoch
-            name = f"{substation.id}-{substation.epoch}-{os.getpid()}.jsonl"
-            self._file = os.open(self._folder / name, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        text = ("\n".join(lines) + "\n").encode()
-        whole_bytes = os.fstat(self._file).st_size
-        if os.write(self._file, text) != len(text):
-            os.ftruncate(self._file, whole_bytes)
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        os.fsync(self._file)
+        text = "\n".join(lines) + "\n"
+        self._segments.append(substation.id, substation.epoch, text.encode())
 
     def close(self) -> None:
         """Close the file."""
-        if self._file is not None:
-            os.close(self._file)
-            self._file = None
+        self._segments.close()

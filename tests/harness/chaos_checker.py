@@ -1,6 +1,7 @@
 """Holds a run against the promises, from outside: what clients heard, what witnesses saw, how the ledger ended.
 
-Pure. No service is asked: the three records are joined, and wherever two of them disagree there is a finding.
+Pure. No service is asked: the three records are joined, and wherever two of them disagree there is a finding. Requests
+are judged page by page, each with everything that is known of it.
 """
 
 import itertools
@@ -12,6 +13,7 @@ from services.ledger.states import TERMINAL, Status, Transition, faults
 
 CLOCKS_APART_S = 0.05
 """Between the wall clock of the history and the monotonic one of the witnesses, both of one machine."""
+ATTEMPTS_MAX = 20
 
 
 class Told(NamedTuple):
@@ -59,6 +61,14 @@ class Piece(NamedTuple):
     energy_j: int
 
 
+class Busy(NamedTuple):
+    """A time in which a holder charged, without a gap."""
+
+    holder: Holder
+    from_s: float
+    to_s: float
+
+
 class Row(NamedTuple):
     """A request as the ledger ended with it."""
 
@@ -70,15 +80,8 @@ class Row(NamedTuple):
     idempotency_key: str | None
 
 
-class Site(NamedTuple):
-    """What a substation may do at most."""
-
-    limit_w: int
-    connectors: int
-
-
 class Evidence(NamedTuple):
-    """All that is known of a run."""
+    """All that is known of some requests: every rule here is about one of them."""
 
     told: Sequence[Told]
     withdrawn: Sequence[Withdrawn]
@@ -86,8 +89,6 @@ class Evidence(NamedTuple):
     pieces: Sequence[Piece]
     rows: Mapping[str, Row]
     histories: Mapping[str, Sequence[Transition]]
-    sites: Mapping[str, Site]
-    speed: float
     grant_s: int
     """Session time for which a grant lasts."""
     wall_offset_s: float
@@ -106,8 +107,8 @@ class Finding(NamedTuple):
 
 
 def findings(seen: Evidence) -> list[Finding]:
-    """Everything that is wrong; empty where all promises were kept."""
-    rules = (_lost, _keys, _contradicted, _unsound, _unclaimed, _doubled, _energies, _ticks, _twins)
+    """Everything that is wrong with these requests; empty where all promises were kept."""
+    rules = (_lost, _altered, _contradicted, _unsound, _restless, _unclaimed, _doubled, _energies)
     return [Finding(*found) for rule in rules for found in rule(seen)]
 
 
@@ -129,17 +130,12 @@ def _lost(seen: Evidence) -> Found:
             yield "unsound", one.request_id, f"it is {row.status}, its history ends {ends[0]}"
 
 
-def _keys(seen: Evidence) -> Found:
-    """One key, one request, with what was asked for."""
-    ids: dict[str, set[str]] = defaultdict(set)
+def _altered(seen: Evidence) -> Found:
+    """A request is what was asked for, under the key that it was asked with."""
     for one in seen.told:
-        ids[one.key].add(one.request_id)
         row = seen.rows.get(one.request_id)
         if row is not None and (row.idempotency_key, row.energy_requested_j) != (one.key, one.energy_j):
             yield "altered", one.request_id, f"{one.energy_j} J were asked for under {one.key}, the ledger has {row}"
-    for key, several in ids.items():
-        if len(several) > 1:
-            yield "doubled", key, f"one key, {len(several)} requests: {', '.join(sorted(several))}"
 
 
 def _contradicted(seen: Evidence) -> Found:
@@ -154,6 +150,14 @@ def _unsound(seen: Evidence) -> Found:
     for request_id, history in seen.histories.items():
         for fault in faults(history):
             yield "unsound", request_id, fault
+
+
+def _restless(seen: Evidence) -> Found:
+    """No request is sent about for ever."""
+    for request_id, history in seen.histories.items():
+        attempts = max((line.attempt for line in history), default=0)
+        if attempts > ATTEMPTS_MAX:
+            yield "too many attempts", request_id, f"it was assigned {attempts} times, at most {ATTEMPTS_MAX} are sound"
 
 
 def _unclaimed(seen: Evidence) -> Found:
@@ -180,8 +184,11 @@ def _unclaimed(seen: Evidence) -> Found:
 
 def _doubled(seen: Evidence) -> Found:
     """At any moment at most one holder charges for a request, by the dated readings of the ticks."""
-    for request_id, pieces in _grouped(seen.pieces, lambda one: one.request_id).items():
-        for before, after in _overlaps(pieces):
+    pieces: dict[str, list[Piece]] = defaultdict(list)
+    for one in seen.pieces:
+        pieces[one.request_id].append(one)
+    for request_id, its in pieces.items():
+        for before, after in _overlaps(its):
             yield "doubled", request_id, f"{_words(before)} and {_words(after)}"
 
 
@@ -209,33 +216,16 @@ def _energies(seen: Evidence) -> Found:
         yield "over-delivered", request_id, f"{witnessed_j[request_id]} J for a request that the ledger does not have"
 
 
-def _ticks(seen: Evidence) -> Found:
-    """No tick above the limit, and never more sessions than connectors."""
-    for (holder, to_s), pieces in _grouped(seen.pieces, lambda one: (one.holder, one.to_s)).items():
-        site, sessions = seen.sites[holder.substation], len(pieces)
-        for_s = to_s - min(one.from_s for one in pieces)
-        energy_j = sum(one.energy_j for one in pieces)
-        allowed_j = site.limit_w * for_s * seen.speed + sessions  # each may have kept a fraction from the tick before
-        if energy_j > allowed_j + 1:
-            yield "limit exceeded", holder.substation, f"{energy_j} J of {allowed_j:.0f} J at {to_s:.3f} s by {holder}"
-        if sessions > site.connectors:
-            yield "connectors exceeded", holder.substation, f"{sessions} sessions at {to_s:.3f} s by {holder}"
+def twins(busy: Iterable[Busy]) -> Iterator[Finding]:
+    """At any moment one holder charges at a substation: else limit and connectors would hold for each of them only.
 
-
-def _twins(seen: Evidence) -> Found:
-    """At any moment one holder charges at a substation: else limit and connectors would hold for each of them only."""
-    ticks = {(one.holder, one.from_s, one.to_s): one for one in seen.pieces}
-    for substation, pieces in _grouped(ticks.values(), lambda one: one.holder.substation).items():
-        for before, after in _overlaps(pieces):
-            if before.holder != after.holder:
-                yield "two holders", substation, f"{_words(before)} and {_words(after)}"
-
-
-def _grouped(pieces: Iterable[Piece], by) -> dict:
-    groups = defaultdict(list)
-    for one in pieces:
-        groups[by(one)].append(one)
-    return groups
+    `busy` is ordered by substation and time.
+    """
+    for before, after in itertools.pairwise(busy):
+        one, other = before.holder, after.holder
+        if one.substation == other.substation and one != other and after.from_s < before.to_s:
+            words = f"{one} until {before.to_s:.3f} s and {other} from {after.from_s:.3f} s"
+            yield Finding("two holders", one.substation, words)
 
 
 def _overlaps(pieces: Iterable[Piece]) -> Iterator[tuple[Piece, Piece]]:

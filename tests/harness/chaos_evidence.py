@@ -1,111 +1,130 @@
-"""Reads what a run left on disk, for the checker: the clients' log, the witnesses' files and the ledger itself."""
+"""Eats what a run writes while it runs, and holds all of it against the ledger at the end."""
 
 import collections
-import contextlib
-import json
 import math
-import sqlite3
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
+from collections.abc import Mapping
 
-import psycopg
-from harness.chaos_checker import Evidence, Holder, Piece, Row, Site, Start, Told, Withdrawn
+from harness.chaos_checker import Evidence, Finding, Holder, Start, Told, Withdrawn, findings, twins
+from harness.chaos_ledgers import LedgerReader, Page
+from harness.chaos_segments import Line, Segments
+from harness.chaos_store import Store
+from harness.chaos_ticks import Site, Tenure
+from harness.tick_trace import Trace, tick_of
 
-from services.ledger.states import TERMINAL, Status, Transition
+from services.ledger.states import Status, Transition
 from substations.heartbeat import GRANT_BEATS
 
-ROWS = """
-SELECT id, status, energy_requested_j, energy_delivered_j, power_max_w, interruptions, idempotency_key FROM request
-"""
-HISTORIES = "SELECT request_id, at_ms, status, substation, attempt, epoch, reason FROM transition ORDER BY number"
-OPEN = f"SELECT count(*) FROM request WHERE status NOT IN ({', '.join(repr(str(one)) for one in sorted(TERMINAL))})"
+KEPT_OF_A_KIND = 20
+"""Findings of one kind that are kept as a whole; the others are only counted."""
+STRANGERS_AT_ONCE = 500
+WORDS_OF_A_TICK = 300
+"""Characters; a tick has up to 40 sessions."""
 
 
-class LedgerReader:
-    """Reads a SQLite ledger without the product's own driver."""
+class Findings:
+    """What was wrong, bounded: a broken variant breaks every request."""
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self.url = f"sqlite:///{path}"
+    def __init__(self) -> None:
+        self.kept: list[Finding] = []
+        self.numbers: collections.Counter[str] = collections.Counter()
 
-    def _rows(self, statement: str) -> list[tuple[Any, ...]]:
-        with contextlib.closing(sqlite3.connect(f"file:{self._path}?mode=ro", uri=True, timeout=30)) as database:
-            return database.execute(statement).fetchall()
-
-    def open_requests(self) -> int:
-        """How many have not ended yet."""
-        return self._rows(OPEN)[0][0]
-
-    def rows(self) -> dict[str, Row]:
-        return {row[0]: Row(*row[1:]) for row in self._rows(ROWS)}
-
-    def histories(self) -> dict[str, list[Transition]]:
-        found = collections.defaultdict(list)
-        for request_id, at_ms, status, substation, attempt, epoch, reason in self._rows(HISTORIES):
-            found[request_id].append(Transition(at_ms, Status(status), substation, attempt, epoch, reason))
-        return found
+    def add(self, finding: Finding) -> None:
+        self.numbers[finding.kind] += 1
+        if self.numbers[finding.kind] <= KEPT_OF_A_KIND:
+            self.kept.append(finding)
 
 
-class PostgresLedgerReader(LedgerReader):
-    """Reads a ledger on PostgreSQL."""
+class Eater:
+    """Takes lines of clients, witnesses and ticks, in any mixture of writers, each of them in its own order."""
 
-    def __init__(self, url: str) -> None:
-        self.url = url
+    def __init__(self, store: Store, found: Findings, sites: Mapping[str, Site], speed: float) -> None:
+        self._store = store
+        self._found = found
+        self._sites = sites
+        self._speed = speed
+        self._tenures: dict[str, Tenure] = {}
+        self._traces: dict[str, Trace] = {}
 
-    def _rows(self, statement: str) -> list[tuple[Any, ...]]:
-        with psycopg.connect(self.url) as database:
-            return database.execute(statement).fetchall()
+    @property
+    def held(self) -> int:
+        """How many records are in memory."""
+        return self._store.held + sum(one.held for one in self._tenures.values())
+
+    def eat_clients(self, segments: Segments, *, is_last: bool = False) -> None:
+        """What clients were told since the last time."""
+        for _, line in segments.end() if is_last else segments.new_lines():
+            if line is not None:
+                kind = {"told": Told, "withdrawn": Withdrawn}[line.pop("event")]
+                self._store.add(kind(**line))
+
+    def eat_witnesses(self, segments: Segments, *, is_last: bool = False) -> None:
+        """What witnesses saw since the last time."""
+        for line in segments.end() if is_last else segments.new_lines():
+            self.witness(line)
+
+    def eat_ticks(self, segments: Segments, *, is_last: bool = False) -> None:
+        """What substations set at their ticks since the last time; each tick is judged at once."""
+        for chain, line in segments.end() if is_last else segments.new_lines():
+            if line is None:
+                self._traces.pop(chain, None)
+                continue
+            trace = self._traces.setdefault(chain, Trace(self._speed))
+            for words in trace.breaches(tick_of(line)):
+                self._found.add(Finding("tick", chain, words[:WORDS_OF_A_TICK]))
+
+    def witness(self, line: Line) -> None:
+        """One line of a witness, or that there will be no more."""
+        if line.what is None:
+            if line.chain in self._tenures:
+                self._tenures.pop(line.chain).end()
+            return
+        if line.chain not in self._tenures:
+            holder = Holder(line.what["substation"], line.what["epoch"], line.chain.rpartition("-")[2])
+            self._tenures[line.chain] = Tenure(
+                holder, self._sites[holder.substation], self._speed, self._store, self._found.add
+            )
+        self._tenures[line.chain].take(line.what)
 
 
-def lines(path: Path) -> Iterator[dict[str, Any]]:
-    """The objects of a log; a writer that was killed may have left half a line at the end, and only there."""
-    text = path.read_text(encoding="utf-8")
-    whole = text.split("\n")[:-1]  # what follows the last line feed is half a line, or nothing
-    return (json.loads(line) for line in whole)
+def grant_s(heartbeat_s: float, speed: float) -> int:
+    """Session time for which a grant lasts."""
+    return math.ceil(GRANT_BEATS * heartbeat_s * speed)
 
 
-def witnessed(folder: Path) -> tuple[list[Start], list[Piece]]:
-    """What all witness files of a folder tell."""
-    starts, pieces = [], []
-    for path in sorted(folder.glob("*.jsonl")):
-        writer = path.stem.rsplit("-", maxsplit=1)[1]
-        for line in lines(path):
-            holder = Holder(line["substation"], line["epoch"], writer)
-            whose = (line["request_id"], line["attempt"], holder)
-            if line["event"] == "start":
-                starts.append(Start(*whose, line["at_s"]))
-            elif line["event"] == "energy":
-                pieces.append(Piece(*whose, line["from_s"], line["to_s"], line["energy_j"]))
-    return starts, pieces
+def audit(store: Store, ledger: LedgerReader, found: Findings, *, grant_s: int, wall_offset_s: float) -> dict[str, int]:
+    """Judge every request of the ledger, and every one that somebody has heard of; returns the figures of the run."""
+    store.finish()
+    numbers: collections.Counter[str] = collections.Counter()
+
+    def judge(page: Page, request_ids: list[str]) -> None:
+        seen = store.of_requests(request_ids)
+        evidence = Evidence(*seen.values(), page.rows, page.histories, grant_s, wall_offset_s)
+        for one in findings(evidence):
+            found.add(one)
+
+    for page in ledger.pages():
+        judge(page, list(page.rows))
+        _count(numbers, page)
+    for strangers in store.strangers(STRANGERS_AT_ONCE):
+        judge(Page({}, {}), strangers)
+    for key, request_ids in store.keys_of_several():
+        found.add(Finding("doubled", key, f"one key, several requests: {request_ids}"))
+    for one in twins(store.busy()):
+        found.add(one)
+    numbers |= {"202 told": store.count(Told), "starts": store.count(Start)}
+    return dict(numbers)
 
 
-def answered(path: Path) -> tuple[list[Told], list[Withdrawn]]:
-    """What the clients were told."""
-    told, withdrawn = [], []
-    for line in lines(path):
-        event = line.pop("event")
-        if event == "told":
-            told.append(Told(**line))
-        elif event == "withdrawn":
-            withdrawn.append(Withdrawn(**line))
-    return told, withdrawn
+def _count(numbers: collections.Counter[str], page: Page) -> None:
+    for row in page.rows.values():
+        numbers["requests"] += 1
+        numbers[f"ended {row.status}"] += 1
+        numbers["interruptions"] += row.interruptions
+    for line in (one for history in page.histories.values() for one in history):
+        numbers[f"reason {line.reason}"] += 1
+    most = max(map(_attempts, page.histories.values()), default=0)
+    numbers["most attempts of one request"] = max(numbers["most attempts of one request"], most)
 
 
-def evidence(
-    *,
-    clients: Path,
-    witnesses: Path,
-    ledger: LedgerReader,
-    sites: dict[str, Site],
-    speed: float,
-    heartbeat_s: float,
-    wall_offset_s: float,
-) -> Evidence:
-    """Everything that a run left."""
-    told, withdrawn = answered(clients)
-    starts, pieces = witnessed(witnesses)
-    grant_s = math.ceil(GRANT_BEATS * heartbeat_s * speed)
-    return Evidence(
-        told, withdrawn, starts, pieces, ledger.rows(), ledger.histories(), sites, speed, grant_s, wall_offset_s
-    )
+def _attempts(history: list[Transition]) -> int:
+    return sum(line.status is Status.ASSIGNED for line in history)

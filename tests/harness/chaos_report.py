@@ -1,16 +1,21 @@
-"""What a run has shown, in figures and words: outcomes, recovery times, deaths, findings; pure."""
+"""What a run has shown, in figures and words: outcomes, recovery times, deaths, needs, findings."""
 
-import bisect
 import collections
 import signal
-from collections.abc import Sequence
+import statistics
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from harness.chaos_checker import Evidence, Finding
-from harness.chaos_schedule import BROKER, Fault
-from harness.chaos_stack import SERVICES, Death
+from harness.chaos_checker import Finding
+from harness.chaos_evidence import Findings
+from harness.chaos_part import Death
+from harness.chaos_recovery import Recovery
+from harness.chaos_schedule import SERVICES, Phase
 
 MISCONFIGURED = 2
+RECOVERS_WITHIN_S = {False: 10.0, True: 15.0}
+"""Whether the fault ended the broker; on an idle machine."""
+TOGETHER = "several at a time"
 
 
 @dataclass
@@ -19,68 +24,67 @@ class Report:
 
     seed: int
     began_at_s: float
-    faults: list[Fault]
     took_s: float = 0.0
+    found: Findings = field(default_factory=Findings)
     deaths: list[Death] = field(default_factory=list)
-    findings: list[Finding] = field(default_factory=list)
     counts: dict[str, int] = field(default_factory=dict)
-    recoveries: list[str] = field(default_factory=list)
+    recoveries: list[tuple[Phase, Recovery]] = field(default_factory=list)
+    log_lines: Mapping[str, tuple[int, str]] = field(default_factory=dict)
+    needs: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def findings(self) -> list[Finding]:
+        return self.found.kept
 
     def judge_deaths(self) -> None:
         """A process that nobody killed ends with 0 where it was told to, or because its neighbours are not there."""
         for one in self.deaths:
             if one.name in SERVICES and not one.was_killed and one.code not in (0, MISCONFIGURED, -signal.SIGTERM):
                 words = f"ended by itself with {one.code}, {one.at_s - self.began_at_s:.1f} s into the run"
-                self.findings.append(Finding("crashed", one.name, words))
+                self.found.add(Finding("crashed", one.name, words))
 
-    def count(self, seen: Evidence, retries: int) -> None:
-        """Figures of a run."""
-        outcomes = collections.Counter(row.status for row in seen.rows.values())
-        reasons = collections.Counter(line.reason for history in seen.histories.values() for line in history)
-        self.counts = {
-            "202 told": len(seen.told),
-            "client retries": retries,
-            "requests": len(seen.rows),
-            **{f"ended {name}": number for name, number in sorted(outcomes.items())},
-            "starts": len(seen.starts),
-            "interruptions": sum(row.interruptions for row in seen.rows.values()),
-            **{f"reason {name}": number for name, number in sorted(reasons.items())},
-            **{
-                f"{name} deaths": number
-                for name, number in sorted(collections.Counter(d.name for d in self.deaths).items())
-            },
-        }
+    def judge_recovery(self, phase: Phase, recovery: Recovery, patience: float) -> None:
+        """A single fault must be over in time; after several at a time everything must be well again at all."""
+        self.recoveries.append((phase, recovery))
+        if recovery.missing:
+            self.found.add(Finding("not recovered", str(phase).strip(), recovery.missing))
+        within_s = RECOVERS_WITHIN_S[phase.ends_broker] * patience
+        if phase.is_single and recovery.completed_s is not None and recovery.completed_s > within_s:
+            words = f"{recovery.completed_s:.1f} s to a completed request, {within_s:g} s are sound"
+            self.found.add(Finding("slow recovery", str(phase).strip(), words))
 
-    def time_recoveries(self, seen: Evidence) -> None:
-        """From each fault to the first new 202 and the first new start after it."""
-        whose = {"202": sorted(one.at_s for one in seen.told), "start": sorted(one.at_s for one in seen.starts)}
-        for what, times in whose.items():
-            for is_brokers in (True, False):
-                waits = sorted(
-                    wait
-                    for fault in self.faults
-                    if (fault.target == BROKER) is is_brokers
-                    and (wait := _next_after(times, self.began_at_s + fault.at_s)) is not None
-                )
-                if waits:
-                    self.recoveries.append(
-                        f"fault of {'the broker' if is_brokers else 'a service'} → next {what}: "
-                        f"median {_quantile(waits, 0.5):.2f} s, p90 {_quantile(waits, 0.9):.2f} s, "
-                        f"longest {waits[-1]:.2f} s ({len(waits)} faults)"
-                    )
+    def count_deaths(self) -> None:
+        for name, number in sorted(collections.Counter(one.name for one in self.deaths).items()):
+            self.counts[f"{name} deaths"] = number
 
     def __str__(self) -> str:
-        lines = [f"seed {self.seed}: {len(self.faults)} faults, took {self.took_s:.0f} s"]
-        lines += [f"  {name:32} {number}" for name, number in self.counts.items()]
-        lines += [f"  {line}" for line in self.recoveries]
-        lines += [f"BROKEN {one}" for one in self.findings] or ["no promise was broken"]
-        return "\n".join(lines)
+        faults = sum(len(phase.faults) for phase, _ in self.recoveries)
+        lines = [f"seed {self.seed}: {faults} faults in {len(self.recoveries)} phases, took {self.took_s:.0f} s"]
+        lines += [f"  {name:32} {number}" for name, number in sorted(self.counts.items())]
+        lines += ["recovery after a fault was healed, to a completed request and until all was well [s]:"]
+        lines += [f"  {line}" for line in self._recoveries()]
+        lines += ["most lines of a log in one second:"]
+        lines += [f"  {name:32} {most} at {second}" for name, (most, second) in self.log_lines.items()]
+        lines += [f"  {name:32} {value}" for name, value in self.needs.items()]
+        lines += [f"BROKEN {one}" for one in self.findings]
+        more = self.found.numbers.total() - len(self.findings)
+        lines += [f"BROKEN {more} more like these: {dict(self.found.numbers)}"] if more else []
+        return "\n".join(lines if self.findings else [*lines, "no promise was broken"])
+
+    def _recoveries(self) -> list[str]:
+        by_kind: dict[str, list[Recovery]] = collections.defaultdict(list)
+        for phase, recovery in self.recoveries:
+            by_kind[phase.faults[0].kind if phase.is_single else TOGETHER].append(recovery)
+        return [
+            f"{kind:32} {len(some):3} × {_spread([one.completed_s for one in some])}, "
+            f"well {_spread([one.well_s for one in some])}"
+            for kind, some in sorted(by_kind.items())
+        ]
 
 
-def _next_after(times: Sequence[float], at_s: float) -> float | None:
-    place = bisect.bisect_right(times, at_s)
-    return times[place] - at_s if place < len(times) else None
-
-
-def _quantile(ordered: Sequence[float], share: float) -> float:
-    return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
+def _spread(found: Sequence[float | None]) -> str:
+    times_s = [one for one in found if one is not None]
+    never = f", never {len(found) - len(times_s)} times" if len(times_s) < len(found) else ""
+    if not times_s:
+        return f"never {len(found)} times"
+    return f"median {statistics.median(times_s):.1f}, longest {max(times_s):.1f}{never}"

@@ -1,84 +1,179 @@
-"""Which faults are done to a run, when, and to whom: pure, and the same for the same seed."""
+"""Which faults are done to a run, when, and to whom: pure, and the same for the same seed.
+
+Faults come in phases. A phase of one fault shows how long recovery takes. In the others two or three faults overlap.
+"""
 
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from enum import StrEnum
+from itertools import accumulate
+
+from harness.chaos_kinds import SPECS, Kind, Part
+
+from services.broker import topology
 
 BROKER = "rabbitmq"
-BROKER_KILLS_SHARE = 0.1
-"""At least so many of all faults are a kill -9 of the broker."""
+HOSTED = {"substations-1": "north,east", "substations-2": "south,west"}
+SERVICES = ("gateway-1", "gateway-2", "balancer-1", "balancer-2", *HOSTED)
+SINGLE_SHARE = 0.5
+"""Of the phases."""
+AT_ONCE_MAX = 3
+SETTLES_S = 8.0
+"""So long after a phase the next may begin, if the stack has recovered; the load is planned by it."""
 
-
-class Kind(StrEnum):
-    """What is done; all but `kill` and `cut` last for a time."""
-
-    KILL = "kill"
-    """SIGKILL; its supervisor starts it again."""
-    FREEZE = "freeze"
-    """SIGSTOP, then SIGCONT."""
-    LEAVE = "leave"
-    """SIGTERM; started again after a time."""
-    CUT = "cut"
-    """Every connection to the broker is reset."""
-    STALL = "stall"
-    """Connections to the broker stay open and carry nothing."""
-    ALARM = "alarm"
-    """The broker's memory alarm."""
-
-
-SERVICE_KINDS = {Kind.KILL: 4, Kind.FREEZE: 4, Kind.LEAVE: 2, Kind.CUT: 2, Kind.STALL: 2}
-BROKER_KINDS = {Kind.ALARM: 2, Kind.LEAVE: 1, Kind.FREEZE: 1}
-BROKER_SHARE = 0.2
-"""Of the faults beyond the kills of the broker, those that are the broker's."""
-SETTLES_S = {True: 12.0, False: 2.0}
-"""So long the broker, or a service, is left alone after a fault: what is down cannot be broken."""
+QUEUES = {one: topology.substation_queue(one) for hosted in HOSTED.values() for one in hosted.split(",")}
+BINDINGS = {
+    f"{topology.REQUESTS}>{topology.INTAKE}": "",
+    f"{topology.DEAD}>{topology.GRAVEYARD}": "",
+    **{f"{topology.ASSIGNMENTS}>{queue}": one for one, queue in QUEUES.items()},
+}
+"""Source and destination of each binding, and its routing key."""
+TARGETS: Mapping[Kind, Sequence[str]] = {
+    Kind.TWIN: tuple(HOSTED),
+    Kind.EXCHANGE: tuple(topology.EXCHANGES),
+    Kind.QUEUE: (topology.INTAKE, topology.GRAVEYARD, *QUEUES.values()),
+    Kind.BINDING: tuple(BINDINGS),
+    Kind.RIGHTS: ("gateway", "balancer", "substation"),
+}
+"""What else than the part itself, or one service, is broken."""
+TOGETHER = (("gateway-1", "gateway-2"), ("balancer-1", "balancer-2"), tuple(HOSTED))
+"""Whoever is killed with all of its kind."""
 
 
 @dataclass(frozen=True)
 class Fault:
-    """One fault; `at_s` since the load began."""
+    """One fault; `at_s` since its phase began."""
 
     at_s: float
     kind: Kind
-    target: str
+    targets: tuple[str, ...]
     for_s: float = 0.0
+
+    @property
+    def part(self) -> Part:
+        return SPECS[self.kind].part
 
     def __str__(self) -> str:
         lasts = f" for {self.for_s:.1f} s" if self.for_s else ""
-        return f"{self.at_s:7.1f} s  {self.kind} {self.target}{lasts}"
+        return f"{self.kind} {', '.join(self.targets)}{lasts}"
 
 
-def schedule(seed: int, faults: int, over_s: float, services: Sequence[str], longest_s: float = 40.0) -> list[Fault]:
-    """`faults` of them, spread over `over_s`, each lasting up to `longest_s`; one at a time for each target."""
+@dataclass(frozen=True)
+class Phase:
+    """Faults that overlap; `at_s` since the load began."""
+
+    at_s: float
+    faults: tuple[Fault, ...]
+
+    @property
+    def lasts_s(self) -> float:
+        return max(one.at_s + one.for_s for one in self.faults)
+
+    @property
+    def is_single(self) -> bool:
+        return len(self.faults) == 1
+
+    @property
+    def ends_broker(self) -> bool:
+        return any(SPECS[one.kind].ends_broker or BROKER in one.targets for one in self.faults)
+
+    def __str__(self) -> str:
+        return f"{self.at_s:7.1f} s  {' + '.join(map(str, self.faults))}"
+
+
+def schedule(
+    seed: int, faults: int, kinds: Sequence[Kind], *, longest_s: float = 40.0, over_s: float = 0.0
+) -> list[Phase]:
+    """`faults` of them in phases, spread over `over_s` where that is longer than they need.
+
+    Each of the `kinds` comes up as often as its weight says before any comes up again.
+    """
     dice = random.Random(seed)
-    broker_kills = math.ceil(faults * BROKER_KILLS_SHARE)
-    kinds = [(Kind.KILL, True)] * broker_kills
-    for _ in range(faults - broker_kills):
-        is_brokers = dice.random() < BROKER_SHARE
-        kinds.append((_drawn(dice, BROKER_KINDS if is_brokers else SERVICE_KINDS), is_brokers))
-    dice.shuffle(kinds)
-    free_at_s = dict.fromkeys([BROKER, *services], 0.0)
-    found = []
-    for number, (kind, is_brokers) in enumerate(kinds):
-        at_s = (number + dice.random()) * over_s / max(1, faults)
-        # Of the services those that are whole by then; where none is, whoever is so first.
-        whole = [one for one in services if free_at_s[one] <= at_s] or [min(services, key=free_at_s.__getitem__)]
-        target = BROKER if is_brokers else dice.choice(whole)
-        at_s = max(at_s, free_at_s[target])
-        for_s = 0.0 if kind in (Kind.KILL, Kind.CUT) else round(min(longest_s, dice.uniform(1, longest_s)), 1)
-        if kind is Kind.LEAVE:
-            for_s = min(for_s, 5.0)
-        found.append(Fault(round(at_s, 1), kind, target, for_s))
-        free_at_s[target] = at_s + for_s + SETTLES_S[is_brokers]
-    return sorted(found, key=lambda fault: fault.at_s)
+    drawn = _Drawn(dice, kinds)
+    phases: list[tuple[Fault, ...]] = []
+    left = faults
+    while left > 0:
+        wanted = 1 if dice.random() < SINGLE_SHARE else min(left, dice.randint(2, AT_ONCE_MAX))
+        phases.append(_phase(dice, drawn, wanted, longest_s))
+        left -= len(phases[-1])
+    needs_s = [Phase(0.0, one).lasts_s + SETTLES_S for one in phases]
+    stretched = max(1.0, over_s / max(1.0, sum(needs_s)))
+    starts_s = accumulate(needs_s, initial=SETTLES_S / 2)
+    return [Phase(round(at_s * stretched, 1), one) for at_s, one in zip(starts_s, phases, strict=False)]
 
 
-def coming_and_going(target: str, times: int, every_s: float) -> list[Fault]:
+def length_s(phases: Sequence[Phase]) -> float:
+    """How long all of it takes, as planned."""
+    return phases[-1].at_s + phases[-1].lasts_s + SETTLES_S if phases else 0.0
+
+
+def coming_and_going(target: str, times: int, every_s: float) -> list[Phase]:
     """A service that leaves in order and comes back, again and again."""
-    return [Fault(every_s * (0.5 + number), Kind.LEAVE, target, every_s / 2) for number in range(times)]
+    return [Phase(every_s * (0.5 + n), (Fault(0.0, Kind.LEAVE, (target,), every_s / 2),)) for n in range(times)]
 
 
-def _drawn(dice: random.Random, weights: dict[Kind, int]) -> Kind:
-    return dice.choices(list(weights), list(weights.values()))[0]
+class _Drawn:
+    """Kinds in a random order, round by round, and the targets of each kind likewise."""
+
+    def __init__(self, dice: random.Random, kinds: Sequence[Kind]) -> None:
+        self._dice = dice
+        self._round = [kind for kind in kinds for _ in range(SPECS[kind].weight)]
+        self._left: list[Kind] = []
+        self._targets: dict[Kind, list[str]] = {}
+
+    def take(self, busy: Sequence[Fault]) -> Kind | None:
+        """The next kind that may overlap with these faults; what may not comes up later."""
+        if not self._left:
+            self._left = self._dice.sample(self._round, len(self._round))
+        for kind in self._left:
+            if not busy or _may_overlap(kind, busy):
+                self._left.remove(kind)
+                return kind
+        return None
+
+    def targets(self, kind: Kind, broken: set[str]) -> tuple[str, ...]:
+        """Whom to break, none of whom is broken yet."""
+        if kind is Kind.KILL_SEVERAL:
+            if self._dice.random() < 0.5:
+                return self._dice.choice(TOGETHER)
+            return tuple(self._dice.sample([BROKER, *SERVICES], self._dice.randint(2, 4)))
+        if kind in TARGETS:
+            if not self._targets.get(kind):
+                self._targets[kind] = self._dice.sample(TARGETS[kind], len(TARGETS[kind]))
+            return (self._targets[kind].pop(),)
+        match SPECS[kind].part:
+            case Part.SERVICE:
+                return (self._dice.choice([one for one in SERVICES if one not in broken]),)
+            case Part.BROKER:
+                return (BROKER,)
+            case Part.LEDGER:
+                return ("ledger",)
+
+
+def _may_overlap(kind: Kind, busy: Sequence[Fault]) -> bool:
+    """Faults of services may overlap on different ones; several killed at once may be any service, and the broker."""
+    kinds = {one.kind for one in busy}
+    if any(SPECS[one].is_always_alone for one in (kind, *kinds)):
+        return False
+    parts = {one.part for one in busy} | ({Part.BROKER} if Kind.KILL_SEVERAL in kinds else set())
+    if kind is Kind.KILL_SEVERAL:
+        return parts == {Part.LEDGER}
+    if SPECS[kind].part is Part.SERVICE:
+        return Kind.KILL_SEVERAL not in kinds
+    return SPECS[kind].part not in parts
+
+
+def _phase(dice: random.Random, drawn: _Drawn, wanted: int, longest_s: float) -> tuple[Fault, ...]:
+    found: list[Fault] = []
+    while len(found) < wanted and (kind := drawn.take(found)) is not None:
+        broken = {target for one in found for target in one.targets}
+        at_s = round(dice.uniform(0, max(2.0, found[0].for_s)), 1) if found else 0.0
+        found.append(Fault(at_s, kind, drawn.targets(kind, broken), _lasts_s(dice, kind, longest_s)))
+    return tuple(found)
+
+
+def _lasts_s(dice: random.Random, kind: Kind, longest_s: float) -> float:
+    """Short ones are drawn more often: each tenfold is as likely as another."""
+    most_s = min(SPECS[kind].longest_s, longest_s)
+    return round(math.exp(dice.uniform(0.0, math.log(max(1.0, most_s)))), 1) if most_s else 0.0

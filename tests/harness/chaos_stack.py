@@ -6,134 +6,45 @@ guardian ends whatever is left should this process die.
 
 import asyncio
 import contextlib
-import os
 import signal
 import sys
 import uuid
 from collections.abc import AsyncIterator, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import aiohttp
 from harness.broker import api
-from harness.chaos_schedule import BROKER
+from harness.chaos_ledgers import LedgerReader
+from harness.chaos_part import Death, Part
+from harness.chaos_schedule import BINDINGS, BROKER, HOSTED, SERVICES
 from harness.tcp_proxy import TcpProxy
 
 from services.broker import topology
-from services.clock import monotonic_s
 from services.local import leftovers
 from services.local.plan import cache_dir
 from services.local.ports import HOST, free_ports
 from services.local.process import ProcessSpec
-from services.local.rabbitmq import MEMORY_WATERMARK, BrokerPorts, PrivateBroker, prepare_broker
+from services.local.rabbitmq import CONFIGURATION, MEMORY_WATERMARK, BrokerPorts, PrivateBroker, prepare_broker
 from services.local.rabbitmq_programs import find_rabbitmq
 from services.local.stack import PYTHON_MODULE
 from services.settings import LocalSettings
 
-RESTART_AFTER_S = 0.3
-ENDS_WITHIN_S = 10.0
-READY_WITHIN_S = 120.0
-HOSTED = {"substations-1": "north,east", "substations-2": "south,west"}
-SERVICES = ("gateway-1", "gateway-2", "balancer-1", "balancer-2", *HOSTED)
-
-
-@dataclass(frozen=True)
-class Death:
-    """A process that ended: how, and whether somebody had killed it."""
-
-    name: str
-    at_s: float
-    code: int
-    was_killed: bool
-
-
-@dataclass(eq=False)
-class Part:
-    """A process that is kept running, unless it was told to leave."""
-
-    spec: ProcessSpec
-    marks: dict[str, str]
-    deaths: list[Death] = field(default_factory=list)
-    _process: asyncio.subprocess.Process | None = None
-    _wanted: asyncio.Event = field(default_factory=asyncio.Event)
-    _kills: set[int] = field(default_factory=set)
-    _keeper: asyncio.Task[None] | None = None
-
-    async def start(self) -> None:
-        """Keep it running from now on; returns once it is ready."""
-        self.come()
-        self._keeper = asyncio.create_task(self._keep())
-        async with asyncio.timeout(READY_WITHIN_S):
-            while not await self.spec.is_ready():
-                assert not self._keeper.done(), self._keeper
-                await asyncio.sleep(0.1)
-
-    async def _keep(self) -> None:
-        while True:
-            await self._wanted.wait()
-            with self.spec.log.open("ab") as log:
-                process = self._process = await asyncio.create_subprocess_exec(
-                    *self.spec.argv,
-                    stdin=asyncio.subprocess.DEVNULL,
-                    stdout=log,
-                    stderr=log,
-                    cwd=self.spec.cwd,
-                    env=self.spec.environment_in(os.environ) | self.marks,
-                    start_new_session=True,
-                )
-            code = await process.wait()
-            self.deaths.append(Death(self.spec.name, monotonic_s(), code, process.pid in self._kills))
-            await asyncio.sleep(RESTART_AFTER_S)
-
-    def signal(self, signum: signal.Signals) -> None:
-        """Signal it, if it runs."""
-        if self._process is not None and self._process.returncode is None:
-            if signum is signal.SIGKILL:
-                self._kills.add(self._process.pid)
-            self._process.send_signal(signum)
-
-    def come(self) -> None:
-        """Run again."""
-        self._wanted.set()
-
-    async def leave(self, within_s: float = ENDS_WITHIN_S) -> str | None:
-        """SIGTERM, and stay away; returns what was wrong with its end."""
-        self._wanted.clear()
-        process = self._process
-        if process is None or process.returncode is not None:
-            return None
-        began_at_s = monotonic_s()
-        self.signal(signal.SIGTERM)
-        try:
-            async with asyncio.timeout(within_s):
-                code = await process.wait()
-        except TimeoutError:
-            self.signal(signal.SIGKILL)
-            await process.wait()
-            return f"still there {within_s:g} s after SIGTERM"
-        if code in (0, -signal.SIGTERM):  # the latter while it was starting, and had nothing to leave in order
-            return None
-        return f"exit code {code}, {monotonic_s() - began_at_s:.1f} s after SIGTERM"
-
-    async def stop(self) -> str | None:
-        """Leave for good."""
-        said = await self.leave(ENDS_WITHIN_S if self.spec.name in SERVICES else 40.0)
-        if self._keeper is not None:
-            self._keeper.cancel()
-            await asyncio.gather(self._keeper, return_exceptions=True)
-        return said
+ENDS_WITHIN_S = {BROKER: 40.0, "epmd": 40.0}
+SERVICE_ENDS_WITHIN_S = 10.0
 
 
 class ChaosStack:
     """Broker, proxies, two gateways, two balancers, and four substations in two processes."""
 
-    def __init__(
-        self, broker: PrivateBroker, parts: dict[str, Part], proxies: dict[str, TcpProxy], gateways: list[str]
-    ) -> None:
-        self._broker = broker
-        self.parts = parts
-        self.proxies = proxies
-        self.gateways = gateways
+    def __init__(self, data: Path, ledger: LedgerReader, broker: PrivateBroker, marks: dict[str, str]) -> None:
+        self.data = data
+        self.ledger = ledger
+        self.broker = broker
+        self.marks = marks
+        """What every process of the run carries in its environment."""
+        self.parts: dict[str, Part] = {}
+        self.proxies: dict[str, TcpProxy] = {}
+        self.gateways: list[str] = []
         """Their addresses."""
 
     @property
@@ -160,22 +71,31 @@ class ChaosStack:
             stdout=asyncio.subprocess.DEVNULL,
             stderr=asyncio.subprocess.DEVNULL,
             cwd=node.cwd,
-            env=node.environment_in(os.environ) | self.parts[BROKER].marks,
+            env=self.parts[BROKER].environment,
         )
         await process.wait()
 
+    async def not_ready(self) -> set[str]:
+        """Services whose `/readyz` is not 200."""
+        are_ready = await asyncio.gather(*(self.parts[one].spec.is_ready() for one in SERVICES))
+        return {name for name, is_ready in zip(SERVICES, are_ready, strict=True) if not is_ready}
+
     async def missing_at_the_broker(self) -> set[str]:
-        """Connections without a channel, and consumers, that the broker does not have and a whole stack would have."""
+        """Connections without a channel, consumers, exchanges and bindings that a whole stack would have there."""
         expected = {f"{name} {use}" for name in SERVICES for use in ("publish", "consume")}
         expected |= {f"consumer {name}" for name in SERVICES if name.startswith("balancer")}
         expected |= {f"consumer {name} {one}" for name, hosted in HOSTED.items() for one in hosted.split(",")}
+        expected |= {*topology.EXCHANGES, *BINDINGS}
         try:
-            connections = await asyncio.to_thread(api, self._broker, "GET", "connections")
-            consumers = await asyncio.to_thread(api, self._broker, "GET", "consumers")
+            connections, consumers, exchanges, bindings = [
+                await asyncio.to_thread(api, self.broker, "GET", kind)
+                for kind in ("connections", "consumers", f"exchanges/{topology.VHOST}", f"bindings/{topology.VHOST}")
+            ]
         except OSError:
             return expected
         found = {one["client_properties"].get("connection_name") for one in connections if one.get("channels")}
-        return expected - found - {f"consumer {one['consumer_tag']}" for one in consumers}
+        found |= {f"consumer {one['consumer_tag']}" for one in consumers} | {one["name"] for one in exchanges}
+        return expected - found - {f"{one['source']}>{one['destination']}" for one in bindings}
 
     async def stop(self) -> dict[str, str]:
         """End the services, then the broker; returns what was wrong with whose end."""
@@ -186,10 +106,9 @@ class ChaosStack:
 
 
 @contextlib.asynccontextmanager
-async def running(data: Path, ledger_url: str, settings: Mapping[str, str]) -> AsyncIterator[ChaosStack]:
+async def running(data: Path, ledger: LedgerReader, settings: Mapping[str, str]) -> AsyncIterator[ChaosStack]:
     """A stack in `data` with `settings` in every service's environment; nothing of it is left afterwards."""
     run = uuid.uuid4().hex
-    marks = leftovers.marks(data, run)
     guardian = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "services.local.guardian", run, stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.DEVNULL, start_new_session=True,
@@ -199,44 +118,54 @@ async def running(data: Path, ledger_url: str, settings: Mapping[str, str]) -> A
     broker = prepare_broker(
         find_rabbitmq(cache_dir(LocalSettings()), print), data / "broker", BrokerPorts(*free_ports(5))
     )
-    parts = {spec.name: Part(spec, marks) for spec in broker.processes(logs)}
-    stack = ChaosStack(broker, parts, {}, [])
+    with (broker.data / CONFIGURATION).open("a") as configuration:
+        configuration.write("collect_statistics_interval = 1000\n")  # how late its API tells of a connection [ms]
+    stack = ChaosStack(data, ledger, broker, leftovers.marks(data, run))
     with contextlib.ExitStack() as proxies:
         async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=2)) as http:
             try:
-                for part in list(parts.values()):
-                    await part.start()
-                ports = free_ports(len(SERVICES) + 2)
-                for name, port in zip(SERVICES, ports[2:], strict=True):
-                    proxy = stack.proxies[name] = proxies.enter_context(TcpProxy(broker.ports.amqp))
-                    role = name.split("-", maxsplit=1)[0]
-                    user = role.removesuffix("s")
-                    amqp_url = f"amqp://{user}:{broker.passwords[user]}@{HOST}:{proxy.port}/{topology.VHOST}"
-                    environment = {
-                        **settings,
-                        "EVENLOAD_INSTANCE": name,
-                        "EVENLOAD_LOG_FORMAT": "json",
-                        "EVENLOAD_ADMIN_PORT": str(port),
-                        "EVENLOAD_AMQP_URL": amqp_url,
-                        "EVENLOAD_LEDGER_URL": ledger_url,
-                    }
-                    if role == "gateway":
-                        environment["EVENLOAD_GATEWAY_PORT"] = str(ports[len(stack.gateways)])
-                        stack.gateways.append(f"http://{HOST}:{ports[len(stack.gateways)]}")
-                    if name in HOSTED:
-                        environment["EVENLOAD_SUBSTATION_IDS"] = HOSTED[name]
-                    spec = ProcessSpec(
-                        name, (*PYTHON_MODULE, role), environment, logs / f"{name}.log", _readiness(http, port)
-                    )
-                    parts[name] = Part(spec, marks)
-                await asyncio.gather(*(parts[name].start() for name in SERVICES))
+                for spec in broker.processes(logs):
+                    stack.parts[spec.name] = Part(spec, stack.marks, ENDS_WITHIN_S[spec.name])
+                    await stack.parts[spec.name].start()
+                for name, port in zip(SERVICES, free_ports(len(SERVICES)), strict=True):
+                    stack.proxies[name] = proxies.enter_context(TcpProxy(broker.ports.amqp))
+                    environment = _environment(stack, name, port, settings)
+                    argv = (*PYTHON_MODULE, _role(name))
+                    spec = ProcessSpec(name, argv, environment, logs / f"{name}.log", _readiness(http, port))
+                    stack.parts[name] = Part(spec, stack.marks, SERVICE_ENDS_WITHIN_S)
+                await asyncio.gather(*(stack.parts[name].start() for name in SERVICES))
                 yield stack
             finally:
                 await stack.heal()
-                for part in reversed(parts.values()):
+                for part in reversed(stack.parts.values()):
                     await part.stop()
                 guardian.stdin.close()
                 await guardian.wait()
+
+
+def _role(name: str) -> str:
+    return name.split("-", maxsplit=1)[0]
+
+
+def _environment(stack: ChaosStack, name: str, admin_port: int, settings: Mapping[str, str]) -> dict[str, str]:
+    """The settings of one service; a gateway's address is added to the stack's."""
+    user = _role(name).removesuffix("s")
+    login = f"{user}:{stack.broker.passwords[user]}"
+    environment = {
+        **settings,
+        "EVENLOAD_INSTANCE": name,
+        "EVENLOAD_LOG_FORMAT": "json",
+        "EVENLOAD_ADMIN_PORT": str(admin_port),
+        "EVENLOAD_AMQP_URL": f"amqp://{login}@{HOST}:{stack.proxies[name].port}/{topology.VHOST}",
+        "EVENLOAD_LEDGER_URL": stack.ledger.url,
+    }
+    if name in HOSTED:
+        environment["EVENLOAD_SUBSTATION_IDS"] = HOSTED[name]
+    elif user == "gateway":
+        [port] = free_ports(1)
+        environment["EVENLOAD_GATEWAY_PORT"] = str(port)
+        stack.gateways.append(f"http://{HOST}:{port}")
+    return environment
 
 
 def _readiness(http: aiohttp.ClientSession, port: int):

@@ -20,14 +20,14 @@ class MountedDisk:
     def __init__(self, folder: Path) -> None:
         self._ballast = folder / "ballast"
 
-    def fill(self, _stack: Stack) -> None:
+    def fill(self, _stack: Stack | None = None) -> None:
         with self._ballast.open("ab", buffering=0) as ballast:
             for size in (1 << 16, 1 << 9, 1):
                 with until_full():
                     while True:
                         ballast.write(b"\0" * size)
 
-    def free(self, _stack: Stack) -> None:
+    def free(self, _stack: Stack | None = None) -> None:
         self._ballast.unlink()
 
 
@@ -63,10 +63,10 @@ def limited(folder: Path) -> Iterator[LimitedFiles]:
 
 
 @contextmanager
-def mounted(folder: Path) -> Iterator[MountedDisk | LimitedFiles]:
+def mounted(folder: Path, size: str = SIZE) -> Iterator[MountedDisk | LimitedFiles]:
     """A small disk of its own at `folder`; as `limited` where this user may not mount."""
     folder.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", f"size={SIZE}", "evenload-tests", str(folder)]
+    command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "evenload-tests", str(folder)]
     if os.geteuid() != 0 or subprocess.run(command, capture_output=True, check=False).returncode != 0:
         yield LimitedFiles()
         return

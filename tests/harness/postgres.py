@@ -12,6 +12,7 @@ import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import psycopg
 from harness.suites import SUITE, copy_of, of_suite, use_own_libraries
@@ -60,6 +61,10 @@ class Server:
     pid: int
     home: Path
     """The folder that is removed at the end."""
+    command: dict[str, Any] = field(default_factory=dict)
+    """What starts it again, for `subprocess.Popen`."""
+    started_again: list[subprocess.Popen[bytes]] = field(default_factory=list)
+    """By tests; they end with the first one."""
 
     def url(self, database: str = "postgres", user: str = OWNER, password: str = PASSWORD) -> str:
         return f"postgresql://{user}:{password}@127.0.0.1:{self.port}/{database}"
@@ -129,9 +134,13 @@ def _serving(programs: Programs, home: Path, settings: Sequence[str]) -> Iterato
     words = (word for one in options for word in ("-c", one))
     serve = as_ordinary_user(programs, "postgres", "-D", home / "data", *words)
     with guarded(serve, home) as process:
-        server = Server(port, process.pid, home)
+        server = Server(port, process.pid, home, serve)
         wait_until_it_answers(server.url(), process, home)
-        yield server
+        try:
+            yield server
+        finally:
+            for one in server.started_again:
+                _end(one)
 
 
 @contextlib.contextmanager
@@ -150,14 +159,18 @@ def guarded(serve: dict, home: Path) -> Iterator[subprocess.Popen]:
     try:
         yield process
     finally:
-        process.send_signal(signal.SIGINT)  # at once, whoever is connected
-        try:
-            process.wait(30)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+        _end(process)
         guardian.stdin.close()
         guardian.wait(30)
+
+
+def _end(process: subprocess.Popen) -> None:
+    process.send_signal(signal.SIGINT)  # at once, whoever is connected
+    try:
+        process.wait(30)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
 
 
 def wait_until_it_answers(url: str, process: subprocess.Popen, home: Path) -> None:

@@ -1,15 +1,21 @@
 """The checker finds every kind of breach that is written into a sound record, and nothing in the sound record."""
 
-import json
-import sqlite3
-from contextlib import closing
-from dataclasses import astuple
-
 import pytest
-from harness.chaos_checker import Evidence, Finding, Holder, Piece, Row, Site, Start, Told, Withdrawn, findings
-from harness.chaos_evidence import LedgerReader, answered, evidence, witnessed
+from harness.chaos_checker import (
+    ATTEMPTS_MAX,
+    Busy,
+    Evidence,
+    Finding,
+    Holder,
+    Piece,
+    Row,
+    Start,
+    Told,
+    Withdrawn,
+    findings,
+    twins,
+)
 
-from services.ledger import schema
 from services.ledger.states import Reason, Status, Transition
 
 OFFSET_S = 1_000.0
@@ -55,11 +61,8 @@ def sound():
     ]
     starts = [Start("a", 1, NORTH, 3.1), Start("b", 1, NORTH, 3.1), Start("b", 2, EAST, 10.1)]
     told = [Told(f"key-{one}", one, WHOLE_J, 1.1) for one in rows]
-    sites = {"north": Site(22_000, 2), "east": Site(22_000, 2)}
-    return Evidence(
-        [*told, told[0]], [Withdrawn("c", "cancelled", 2.1)], starts, pieces, rows, histories, sites, 600.0, GRANT_S,
-        OFFSET_S,
-    )  # fmt: skip
+    withdrawn = [Withdrawn("c", "cancelled", 2.1)]
+    return Evidence([*told, told[0]], withdrawn, starts, pieces, rows, histories, GRANT_S, OFFSET_S)
 
 
 def kinds(seen):
@@ -96,11 +99,6 @@ def unended(seen):
 
 def ended_twice(seen):
     return with_history(seen, "a", *seen.histories["a"], line(10, "completed", "north", 1, 3))
-
-
-def two_ids(seen):
-    """As if the second of two concurrent POSTs had made a request of its own."""
-    return seen._replace(told=[*seen.told, Told("key-a", "c", WHOLE_J, 1.2)])
 
 
 def twin_session(seen):
@@ -154,12 +152,13 @@ def interruptions_out_of_nothing(seen):
     return with_row(seen, "a", interruptions=2)
 
 
-def above_the_limit(seen):
-    return seen._replace(sites={**seen.sites, "east": Site(8_000, 2)})
-
-
-def beyond_the_connectors(seen):
-    return seen._replace(sites={**seen.sites, "north": Site(22_000, 1)})
+def sent_about_for_ever(seen):
+    assigned = [
+        one
+        for attempt in range(1, ATTEMPTS_MAX + 2)
+        for one in (line(2, "assigned", "north", attempt), line(3, "accepted", None, attempt))
+    ]
+    return with_history(seen, "c", line(1, "accepted"), *assigned, line(4, "cancelled", None, ATTEMPTS_MAX + 1))
 
 
 def told_of_another_end(seen):
@@ -181,10 +180,8 @@ def no_transition(seen):
         (unended, "unended", "a"),
         (ended_twice, "lost", "a"),
         (ended_twice, "unsound", "a"),
-        (two_ids, "doubled", "key-a"),
         (twin_session, "doubled", "a"),
         (same_epoch_in_two_processes, "doubled", "b"),
-        (same_epoch_in_two_processes, "two holders", "north"),
         (started_unclaimed, "unclaimed", "c"),
         (started_before_its_claim, "unclaimed", "a"),
         (started_in_an_epoch_that_is_over, "unclaimed", "a"),
@@ -195,8 +192,7 @@ def no_transition(seen):
         (unwitnessed, "unwitnessed", "a"),
         (more_than_a_grant_unwitnessed, "unwitnessed", "b"),
         (interruptions_out_of_nothing, "unsound", "a"),
-        (above_the_limit, "limit exceeded", "east"),
-        (beyond_the_connectors, "connectors exceeded", "north"),
+        (sent_about_for_ever, "too many attempts", "c"),
         (told_of_another_end, "contradicted", "a"),
         (other_energy_than_asked, "altered", "a"),
         (no_transition, "unsound", "c"),
@@ -206,67 +202,12 @@ def test_a_breach_written_into_the_record_is_found(breach, kind, subject):
     assert (kind, subject) in kinds(breach(sound()))
 
 
-def write_record(folder, seen):
-    """A record as a run leaves it on disk."""
-    clients, ledger = folder / "clients.jsonl", folder / "ledger.sqlite"
-    noted = [{"event": "told", **one._asdict()} for one in seen.told]
-    noted += [{"event": "withdrawn", **one._asdict()} for one in seen.withdrawn]
-    clients.write_text("".join(json.dumps(one) + "\n" for one in noted))
-    (folder / "witness").mkdir()
-    for one in [*seen.starts, *seen.pieces]:
-        what = {**one._asdict(), **one.holder._asdict(), "event": "start" if isinstance(one, Start) else "energy"}
-        del what["holder"], what["writer"]
-        name = f"{one.holder.substation}-{one.holder.epoch}-{one.holder.writer}.jsonl"
-        with (folder / "witness" / name).open("a") as file:
-            file.write(json.dumps(what) + "\n")
-    with closing(sqlite3.connect(ledger)) as database, database:
-        for statement in schema.SQLITE:
-            if "TRIGGER" not in statement:
-                database.execute(statement)
-        for request_id, row in seen.rows.items():
-            database.execute(
-                "INSERT INTO request (id, status, energy_requested_j, energy_delivered_j, power_max_w, interruptions, "
-                "idempotency_key, vehicle_id, priority, accepted_at_ms, wait_max_ms, wait_until_ms, changed_at_ms, "
-                "reason) VALUES (?, ?, ?, ?, ?, ?, ?, '', 0, 0, 0, 0, 0, '')",
-                [request_id, *row],
-            )
-        for request_id, history in seen.histories.items():
-            for one in history:
-                database.execute(
-                    "INSERT INTO transition (request_id, at_ms, status, substation, attempt, epoch, reason) "
-                    "VALUES (?, ?, ?, ?, ?, ?, ?)",
-                    [request_id, *astuple(one)],
-                )
-    return clients, LedgerReader(ledger)
-
-
-def test_a_record_on_disk_is_read_as_it_was_written_but_for_the_half_lines_of_who_was_killed(tmp_path):
-    seen = sound()
-    clients, ledger = write_record(tmp_path, seen)
-    with (tmp_path / "witness" / "north-3-71.jsonl").open("a") as file:
-        file.write('{"event":"energy","from_s":3.')
-    read = evidence(
-        clients=clients, witnesses=tmp_path / "witness", ledger=ledger, sites=seen.sites, speed=600.0, heartbeat_s=0.5,
-        wall_offset_s=OFFSET_S,
-    )  # fmt: skip
-    assert read.grant_s == GRANT_S
-    assert (read.told, read.withdrawn, read.rows) == (seen.told, seen.withdrawn, seen.rows)
-    assert read.histories == seen.histories
-    assert sorted(read.starts) == sorted(seen.starts)
-    assert sorted(read.pieces) == sorted(seen.pieces)
-    assert ledger.open_requests() == 0
-    assert findings(read) == []
-
-
-def test_half_a_line_in_the_middle_is_no_crash_but_a_fault(tmp_path):
-    (tmp_path / "north-3-71.jsonl").write_text('{"event":"st\n{"event":"stop"}\n')
-    with pytest.raises(json.JSONDecodeError):
-        witnessed(tmp_path)
-
-
-def test_an_empty_log_is_a_log(tmp_path):
-    (tmp_path / "clients.jsonl").touch()
-    assert answered(tmp_path / "clients.jsonl") == ([], [])
+def test_two_who_charge_at_one_substation_at_once_are_found_and_neighbours_in_time_or_place_are_not():
+    heir = Holder("north", 4, "73")
+    apart = [Busy(EAST, 1.0, 9.0), Busy(NORTH, 1.0, 5.0), Busy(NORTH, 5.5, 6.0), Busy(heir, 6.0, 7.0)]
+    assert list(twins(apart)) == []
+    [found] = twins([*apart, Busy(NORTH, 6.9, 8.0)])
+    assert (found.kind, found.subject) == ("two holders", "north")
 
 
 def test_a_finding_says_what_whose_and_how():

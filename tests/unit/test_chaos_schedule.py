@@ -1,45 +1,106 @@
 """The schedule of faults is the same for the same seed, leaves out no kind, and can be carried out."""
 
 import collections
+import itertools
 
 import pytest
-from harness.chaos_schedule import BROKER, Kind, coming_and_going, schedule
-from harness.chaos_stack import SERVICES
+from harness.chaos_faults import INFLICT
+from harness.chaos_kinds import SPECS, Kind, Part, kinds_for
+from harness.chaos_schedule import (
+    AT_ONCE_MAX,
+    BINDINGS,
+    BROKER,
+    SERVICES,
+    TARGETS,
+    coming_and_going,
+    length_s,
+    schedule,
+)
 
 SEEDS = range(20)
+ALL = list(Kind)
+
+
+def faults_of(phases):
+    return [fault for phase in phases for fault in phase.faults]
 
 
 def test_a_seed_makes_the_same_faults_again_and_another_seed_others():
-    assert schedule(7, 100, 840, SERVICES) == schedule(7, 100, 840, SERVICES) != schedule(8, 100, 840, SERVICES)
+    assert schedule(7, 100, ALL) == schedule(7, 100, ALL) != schedule(8, 100, ALL)
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-@pytest.mark.parametrize(("faults", "over_s"), [(15, 60), (100, 840)])
-def test_as_many_as_asked_and_a_tenth_of_them_kill_the_broker(seed, faults, over_s):
-    found = schedule(seed, faults, over_s, SERVICES)
-    assert len(found) == faults
-    kills = [one for one in found if (one.kind, one.target) == (Kind.KILL, BROKER)]
-    assert len(kills) >= faults / 10
-    assert {one.target for one in found} <= {BROKER, *SERVICES}
-    assert all(one.at_s >= 0 for one in found)
-    assert all(1 <= one.for_s <= 40 for one in found if one.kind not in (Kind.KILL, Kind.CUT))
+@pytest.mark.parametrize("ledger", ["sqlite", "postgres"])
+def test_as_many_as_asked_and_every_kind_of_that_database_among_them(seed, ledger):
+    kinds, left_out = kinds_for(ledger, has_small_disk=True)
+    found = faults_of(schedule(seed, 100, kinds))
+    numbers = collections.Counter(one.kind for one in found)
+    assert len(found) == 100
+    assert numbers.keys() == set(kinds) == set(ALL) - left_out.keys()
+    assert all(numbers[kind] >= 2 * SPECS[kind].weight for kind in kinds)
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-def test_nobody_is_broken_twice_at_once(seed):
-    busy_until_s = collections.defaultdict(float)
-    for one in schedule(seed, 100, 840, SERVICES):
-        assert one.at_s >= busy_until_s[one.target], one
-        busy_until_s[one.target] = one.at_s + one.for_s
+def test_at_most_three_are_broken_at_once_and_nothing_twice(seed):
+    phases = schedule(seed, 100, ALL)
+    assert {len(one.faults) for one in phases} == set(range(1, AT_ONCE_MAX + 1))
+    for phase in phases:
+        targets = [target for fault in phase.faults for target in fault.targets]
+        assert len(targets) == len(set(targets)), phase
+        parts = collections.Counter(fault.part for fault in phase.faults)
+        assert max(parts[Part.BROKER] + any(BROKER in one.targets for one in phase.faults if one.part is Part.SERVICE),
+                   parts[Part.LEDGER]) <= 1, phase  # fmt: skip
+        assert phase.is_single or Kind.TWIN not in {one.kind for one in phase.faults}, phase
+        # A fault that begins after all others are healed would be alone.
+        ends_s = max(2.0, phase.faults[0].for_s)
+        assert all(one.at_s <= ends_s for one in phase.faults), phase
 
 
-def test_every_kind_comes_up():
-    found = {(one.kind, one.target == BROKER) for seed in SEEDS for one in schedule(seed, 100, 840, SERVICES)}
-    services = {(kind, False) for kind in (Kind.KILL, Kind.FREEZE, Kind.LEAVE, Kind.CUT, Kind.STALL)}
-    assert found == services | {(kind, True) for kind in (Kind.KILL, Kind.ALARM, Kind.LEAVE, Kind.FREEZE)}
+@pytest.mark.parametrize("seed", SEEDS)
+def test_a_phase_begins_after_the_one_before_and_faults_last_as_long_as_they_may(seed):
+    phases = schedule(seed, 100, ALL, longest_s=8.0)
+    for before, after in itertools.pairwise(phases):
+        assert after.at_s >= before.at_s + before.lasts_s
+    for one in faults_of(phases):
+        most_s = min(8.0, SPECS[one.kind].longest_s)
+        assert (1.0 <= one.for_s <= most_s) if most_s else one.for_s == 0.0, one
+
+
+def test_a_long_load_is_broken_until_its_end():
+    phases = schedule(1, 60, ALL, over_s=7_200.0)
+    assert 6_500 < length_s(phases) < 7_500
+    assert length_s(schedule(1, 60, ALL)) < 1_500
+    assert length_s([]) == 0
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("kind", [Kind.EXCHANGE, Kind.QUEUE, Kind.BINDING, Kind.RIGHTS, Kind.TWIN])
+def test_each_of_what_may_be_broken_is_broken_before_any_is_again(kind, seed):
+    targets = [one.targets for one in faults_of(schedule(seed, len(TARGETS[kind]), [kind]))]
+    assert sorted(targets) == sorted((one,) for one in TARGETS[kind])
+
+
+def test_all_of_one_service_are_killed_in_the_same_instant_and_sometimes_the_broker_is_among_them():
+    phases = [phase for seed in SEEDS for phase in schedule(seed, 10, [Kind.KILL_SEVERAL])]
+    targets = {one.targets for one in faults_of(phases)}
+    assert {("gateway-1", "gateway-2"), ("balancer-1", "balancer-2"), ("substations-1", "substations-2")} <= targets
+    assert all(2 <= len(one) <= 4 and set(one) <= {BROKER, *SERVICES} for one in targets)
+    assert {phase.ends_broker for phase in phases} == {True, False}
+
+
+def test_what_cannot_be_had_is_left_out_with_a_reason():
+    kinds, left_out = kinds_for("sqlite", has_small_disk=False)
+    assert Kind.DISK_FULL not in kinds
+    assert left_out[Kind.DISK_FULL] == "no small file system can be mounted here: run it as root"
+    assert left_out[Kind.POSTGRES_FREEZE] == "not on sqlite"
+
+
+def test_every_kind_can_be_told_and_done():
+    assert INFLICT.keys() == SPECS.keys() == set(ALL)
+    assert "charge.assignments>charge.substation.north" in BINDINGS
 
 
 def test_who_comes_and_goes_is_away_half_of_the_time():
     found = coming_and_going("substations-2", 3, 10)
-    assert [(one.at_s, one.kind, one.for_s) for one in found] == [(at_s, Kind.LEAVE, 5) for at_s in (5, 15, 25)]
+    assert [one.at_s for one in found] == [5, 15, 25]
     assert str(found[0]) == "    5.0 s  leave substations-2 for 5.0 s"

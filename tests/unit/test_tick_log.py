@@ -1,5 +1,6 @@
 import contextlib
 import math
+import os
 import resource
 import shutil
 
@@ -54,6 +55,19 @@ def test_each_epoch_has_a_file_of_its_own_and_each_line_is_there_at_once(tmp_pat
         log.close()
 
 
+def test_a_file_that_is_long_enough_is_followed_by_the_next_and_no_tick_is_lost(tmp_path):
+    one, log = substation(), TickLog(tmp_path, segment_bytes=500)
+    for now_s in range(1, 8):
+        one.tick(float(now_s))
+        log.write(one)
+    log.close()
+
+    assert {path.name for path in tmp_path.iterdir()} == {
+        f"north-1-{os.getpid()}-{number}.jsonl" for number in range(3)
+    }
+    assert [tick.at_s for tick in logged(tmp_path)["north-1"]] == [1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0]
+
+
 def test_a_folder_that_cannot_be_used_is_named_with_its_setting(tmp_path):
     (tmp_path / "file").touch()
 
@@ -79,7 +93,7 @@ def test_ticks_that_a_full_disk_has_no_room_for_are_left_out_whole_and_it_is_sai
         for now_s in range(1, 8):
             one.tick(float(now_s))
             if 3 <= now_s <= 5:
-                with room_for((tmp_path / "north-1.jsonl").stat().st_size + 20):
+                with room_for((tmp_path / f"north-1-{os.getpid()}-0.jsonl").stat().st_size + 20):
                     log.write(one)
             else:
                 log.write(one)

@@ -74,7 +74,7 @@ def test_half_a_line_at_the_end_of_a_killed_processs_log_is_left_out_and_one_in_
         '{"at_s":1.5,"limit_w":8000,"connectors":3,"floor_w":1380,"fenced":false,'
         '"sessions":[["a",1,7000,11000,9000,false]]}\n'
     )
-    (tmp_path / "north-1.jsonl").write_text(line + line[:40])
+    (tmp_path / "north-1-71-0.jsonl").write_text(line + line[:40])
 
     assert logged(tmp_path) == {
         "north-1": [Tick(1.5, 8_000, 3, 1_380, False, [Logged("a", 1, 7_000, 11_000, 9_000, paused=False)])]

@@ -1,5 +1,6 @@
 import json
 import math
+import os
 from dataclasses import replace
 
 import pytest
@@ -53,6 +54,24 @@ def test_each_tenure_has_a_file_of_its_own(tmp_path):
 
     assert [(line["event"], line["epoch"]) for line in lines(tmp_path)] == [("start", 3), ("start", 4), ("stop", 3)]
     assert len([*tmp_path.iterdir()]) == 2
+
+
+def test_a_file_that_is_long_enough_is_followed_by_the_next_and_no_line_is_lost_or_cut(tmp_path):
+    one, witness = substation(), Witness(tmp_path, segment_bytes=300)
+    one.start(CLAIMED, 0.0)
+    for at_s in (1.0, 2.0, 3.0, 4.0, 5.0):
+        one.tick(at_s)
+        witness.write(one)
+
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert names == [f"north-3-{os.getpid()}-{number}.jsonl" for number in range(2)]
+    assert [line.get("from_s") for line in lines(tmp_path)] == [None, 1.0, 2.0, 3.0, 4.0]
+    one.begin(4)
+    one.renew(5.0, 100.0)
+    one.start(replace(CLAIMED, epoch=4), 5.0)
+    one.tick(6.0)
+    witness.write(one)
+    assert (tmp_path / f"north-4-{os.getpid()}-0.jsonl").exists(), "each tenure counts from 0"
 
 
 def test_nothing_is_written_where_nothing_happened(tmp_path):
