@@ -95,7 +95,7 @@ class Upkeep:
             for exchange in self._role.publishes_to:
                 if exchange in QUEUE_BEHIND:
                     missing += await self._behind(exchange, inquiry, is_absent=exchange in absent)
-            await self._look_at_own_queues(inquiry, absent)
+            await self._look_at_own_queues(inquiry)
         missing += self._of_queues.values()
         for one in self._session.subscriptions:
             if isinstance(one.fault, RightLacking):
@@ -127,13 +127,13 @@ class Upkeep:
             return self._publisher.last_routed(exchange)[0]
         return True
 
-    async def _look_at_own_queues(self, inquiry: Inquiry, absent: dict[str, ChannelNotFoundEntity]) -> None:
+    async def _look_at_own_queues(self, inquiry: Inquiry) -> None:
         """Make anew what belongs to our own subscriptions, and note what cannot be made."""
         ours = self._session.subscriptions
         start, count = self._next_queue, min(QUEUES_PER_LOOK, len(ours))
         self._next_queue += count
         for one in [ours[(start + step) % len(ours)] for step in range(count)]:
-            fault = _of_queue(one.name, await inquiry.ask(one.look), absent)
+            fault = _of_queue(one.name, await inquiry.ask(one.look))
             self._of_queues.pop(one.name, None)
             if fault is not None:
                 self._of_queues[one.name] = fault
@@ -141,13 +141,13 @@ class Upkeep:
             del self._of_queues[gone]
 
 
-def _of_queue(queue: str, objection: Objection | None, absent: dict[str, ChannelNotFoundEntity]) -> str | None:
+def _of_queue(queue: str, objection: Objection | None) -> str | None:
     match objection:
         case None:
             return None
         case RightLacking():
             return objection.cause
-        case ChannelNotFoundEntity() if any(repr(name) in str(objection) for name in absent):
+        case ChannelNotFoundEntity() if "no exchange" in str(objection):
             return None  # the exchange that it is bound to is missing, and told as that
         case ChannelNotFoundEntity():
             return f"queue {queue!r} is missing"

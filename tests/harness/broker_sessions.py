@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Coroutine
 
-DEADLINE_S = 120
+DEADLINE_S = 60
 
 
 @contextlib.asynccontextmanager

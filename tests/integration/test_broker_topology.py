@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import pytest
 from harness.broker import api
-from harness.broker_sessions import eventually, meanwhile
+from harness.broker_sessions import DEADLINE_S, eventually, meanwhile
 from prometheus_client import CollectorRegistry, Counter, Gauge
 from structlog.testing import capture_logs
 
@@ -127,12 +127,18 @@ def mend(vhost):
 
 
 async def until_routed(publisher, *substations):
-    for one in substations:
-        while True:
-            with contextlib.suppress(Unroutable, BrokerUnavailable):
-                await publisher.publish_hints(topology.ASSIGNMENTS, one, [Hint(f"for {one}", 1)])
-                break
-            await asyncio.sleep(0.05)
+    async with asyncio.timeout(DEADLINE_S):
+        for one in substations:
+            while not await is_routed(publisher, one):
+                await asyncio.sleep(0.05)
+
+
+async def is_routed(publisher, substation):
+    try:
+        await publisher.publish_hints(topology.ASSIGNMENTS, substation, [Hint(f"for {substation}", 1)])
+    except (Unroutable, BrokerUnavailable):
+        return False
+    return True
 
 
 async def until_received(one, *request_ids):
