@@ -76,9 +76,10 @@ def _as_far_as_seen(seen: Visible, registered: Sequence[str]) -> list[Check]:
     """What AMQP alone tells, and what it does not tell."""
     mend = MEND_THERE.format("URL")
     faults = [problem("broker", f"exchange {one!r} is missing", mend) for one in seen.absent_exchanges]
-    missing = [one for one in (topology.INTAKE, topology.GRAVEYARD) if one not in seen.consumers]
-    faults += [problem("broker", f"queue {one!r} is missing", mend) for one in missing]
-    faults += _takers(registered, seen.consumers, seen.consumers)
+    told = {one for one in (topology.INTAKE, topology.GRAVEYARD) if one not in seen.untold}
+    faults += [problem("broker", f"queue {one!r} is missing", mend) for one in sorted(told - seen.consumers.keys())]
+    known = [one for one in registered if topology.substation_queue(one) not in seen.untold]
+    faults += _takers(known, seen.consumers, seen.consumers)
     cure = "give `--console URL` with EVENLOAD_CONSOLE_USER and EVENLOAD_CONSOLE_PASSWORD"
     return [*faults, note("broker", "bindings, policies, rights and alarms were not looked at", cure)]
 
@@ -92,7 +93,7 @@ async def _by_console(console_url: str, registered: Sequence[str], seen: Visible
         mend = MEND if console.is_own else MEND_THERE.format(console.url)
         checks = [problem("broker", one.fault, one.cure or mend) for one in parts if one.fault]
         if shown.has_vhost:
-            consumers = await _consumers(console, shown) if seen is None else seen.consumers
+            consumers = await _consumers(console, shown) if seen is None or seen.untold else seen.consumers
             if consumers is not None:
                 checks += _takers(registered, consumers, _bound(shown, consumers))
             checks += await _alarmed(console)

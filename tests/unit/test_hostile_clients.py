@@ -12,11 +12,13 @@ from prometheus_client import CollectorRegistry
 from structlog.testing import capture_logs
 
 from gateway.app import build_app
+from gateway.health import ServiceRoutes
 from gateway.http_server import serving
 from gateway.intake import IntakeQueue
 from gateway.load_view import LoadView
 from gateway.metrics import OUTCOMES, GatewayMetrics
 from gateway.settings import GatewaySettings
+from services.admin import AdminServer
 from services.errors import BrokerUnavailable
 
 BODY = b'{"vehicle_id": "EV-1"}'
@@ -77,8 +79,10 @@ async def gateway(tmp_path, port):
     async with opened(tmp_path / "ledger.sqlite") as connection:
         ledger = Ledger(connection)
         intake, metrics = IntakeQueue(ledger.intake, NoBroker(), settings), GatewayMetrics(registry)
+        view = LoadView()
+        health = ServiceRoutes("gateway-1", AdminServer(registry), view, ledger.operating, http=None)
         app = build_app(
-            ledger=ledger.intake, operating=ledger.operating, intake=intake, view=LoadView(), metrics=metrics,
+            ledger=ledger.intake, operating=ledger.operating, health=health, intake=intake, view=view, metrics=metrics,
             speed=60.0, settings=settings,
         )  # fmt: skip
         gathering = asyncio.create_task(intake.run())

@@ -149,7 +149,7 @@ async def test_a_broker_that_does_not_take_the_load_table_is_away_until_it_does(
         elif (one := faults.pop(0)) is not None:
             raise one
 
-    telling = asyncio.create_task(parts.watcher.publish_for_ever(tell, 0))
+    telling = asyncio.create_task(parts.watcher.publish_for_ever(tell, list, 0))
     async with asyncio.timeout(20):
         await told.wait()
     telling.cancel()
