@@ -18,7 +18,7 @@ class ServiceMetrics:
         ProcessCollector(registry=registry)
         self.messages_settled = Counter(
             "evenload_messages_settled",
-            "Deliveries given back to the broker, by queue and outcome (acked, quarantined, requeued).",
+            "Deliveries given back to the broker, by queue and outcome (acked, quarantined, requeued, probe).",
             ["queue", "outcome"],
             registry=registry,
         )

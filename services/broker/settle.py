@@ -31,7 +31,7 @@ REQUEUE_PAUSE_S = 0.2
 SETTLE_LAST_S = 4.0
 BATCH_MAX_DELIVERIES = 64
 
-OUTCOMES = ("acked", "quarantined", "requeued")
+OUTCOMES = ("acked", "quarantined", "requeued", topology.PROBE)
 """Shown from the start, so that a rate has their first increase, too."""
 
 Handle = Callable[[Sequence[Hint]], Awaitable[None]]
@@ -97,7 +97,7 @@ class Consumer:
         readable: list[tuple[AbstractIncomingMessage, Envelope]] = []
         for delivery in deliveries:
             if delivery.type == topology.PROBE:
-                await self._give(delivery, topology.PROBE)  # no work, so it is not counted
+                await self._give(delivery, topology.PROBE)
                 continue
             try:
                 envelope = decode(delivery.body)
@@ -176,8 +176,7 @@ class Consumer:
             # The channel broke: the broker delivers it again, and the ledger makes that harmless.
             log.info("settling_unconfirmed", queue=self._queue)
             return
-        if outcome in OUTCOMES:
-            self._settled.labels(self._queue, outcome).inc()
+        self._settled.labels(self._queue, outcome).inc()
 
 
 def delivery_number(delivery: AbstractIncomingMessage) -> int:

@@ -159,7 +159,7 @@ class Committer:
             submitted.answer.cancel()
 
     def _failed(self, cause: str) -> LedgerUnavailable:
-        self._note(cause)
+        self.fault = cause
         return LedgerUnavailable(cause)
 
     def _abandon(self, submitted: _Submitted) -> bool:
@@ -200,7 +200,7 @@ class Committer:
         except Exception as error:  # whatever the driver raised, those who wait must hear of it
             self._halve(driver, parts, give_up_at, error)
         else:
-            self._note(None)
+            self.fault = None
             self._observe_commit_s(time.perf_counter() - started)
             for part in parts:
                 part.of.answered += part.answered
@@ -236,17 +236,9 @@ class Committer:
         return is_news
 
     def _fail(self, group: Iterable[_Submitted], error: LedgerUnavailable) -> None:
-        self._note(str(error))
+        self.fault = str(error)
         for one in group:
             one.error = error
-
-    def _note(self, fault: str | None) -> None:
-        """Keep why writing failed, or that it went well; each change is told once, however many fail meanwhile."""
-        if fault is not None and self.fault is None:
-            log.warning("ledger_writes_fail", cause=fault)
-        elif fault is None and self.fault is not None:
-            log.info("ledger_writes_again")
-        self.fault = fault
 
     def _next_group(self) -> list[_Submitted]:
         """Wait for work; the operations of one transaction, with no key twice in a kind; empty when closing."""

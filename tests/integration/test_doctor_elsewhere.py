@@ -30,8 +30,9 @@ def test_a_stack_of_several_hosts_is_judged_without_what_only_a_local_one_needs(
         "EVENLOAD_AMQP_URL": vhost.amqp_url("gateway"),
     }
     with fake.fake_gateway() as gateway:
-        checks = doctor(serving(gateway, service("north")), 0, tmp_path, **shared)
+        checks = doctor(serving(gateway, service("north")), 1, tmp_path, **shared)
         assert {"broker", "ledger", "gateway", "balancer", "substations", "services"} <= checks.keys()
+        assert {name for name, one in checks.items() if one["finding"] == "problem"} == {"broker"}  # no balancer there
         assert not {"data folder", "disk", "port", "stack", "rabbitmq", "prometheus"} & checks.keys()
 
         lacking = service("north", "the queue charge.substation.north is missing")

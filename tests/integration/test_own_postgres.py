@@ -37,7 +37,7 @@ async def test_a_copy_unpacked_from_packages_keeps_a_ledger():
 
 
 def test_where_nothing_can_be_unpacked_the_cures_are_told(tmp_path, monkeypatch):
-    monkeypatch.setattr(packages, "can_unpack", lambda: False)
+    monkeypatch.setattr(packages, "find_program", lambda *_asked: None)
 
     with pytest.raises(Misconfigured, match=r"there is no PostgreSQL here, .*: install PostgreSQL \(Debian: apt"):
         obtain(PACKAGES, tmp_path / "copy", lambda _copy: None, print, {})

@@ -95,6 +95,8 @@ COPIES: dict[str, Callable[[], Copy | None]] = {
     "Docker": unpacked_before("docker"),
     "Docker Compose": unpacked_before("docker-compose"),
     "debootstrap": unpacked_before("debootstrap"),
+    "PgBouncer": unpacked_before("pgbouncer"),
+    "OpenSSL": unpacked_before("openssl"),
 }
 
 

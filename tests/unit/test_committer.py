@@ -282,7 +282,7 @@ async def test_a_bug_fails_whoever_met_it_alone_and_tells_no_values(driver, comm
 
     assert (type(failed), str(failed)) == (LedgerUnavailable, "writing failed: UnicodeEncodeError")
     assert answered == [{"key": "a", "wrote": "A"}]
-    assert [line["event"] for line in said] == ["ledger_write_failed", "ledger_writes_fail", "ledger_writes_again"]
+    assert [line["event"] for line in said] == ["ledger_write_failed"]
     assert (
         str(said[0]["exc_info"]) == "'ascii' codec can't encode character '\\xe9' in position 4: ordinal not in range"
     )
@@ -345,21 +345,6 @@ async def test_a_deadline_that_passed_is_a_fault_until_something_is_written(driv
             with contextlib.suppress(LedgerUnavailable):
                 await committer.submit(WRITE, rows("b"))
     await committer.close()
-
-
-async def test_a_fault_that_lasts_is_told_once_and_so_is_its_end(driver, committer):
-    driver.faults = [LedgerUnavailable("away")] * 3
-    with capture_logs() as said:
-        for _ in range(3):
-            with pytest.raises(LedgerUnavailable):
-                await committer.submit(WRITE, rows("a"))
-        for _ in range(2):
-            await committer.submit(WRITE, rows("a"))
-
-    assert said == [
-        {"event": "ledger_writes_fail", "log_level": "warning", "cause": "away"},
-        {"event": "ledger_writes_again", "log_level": "info"},
-    ]
 
 
 async def test_a_drivers_fault_is_told_until_something_is_written(driver, committer):

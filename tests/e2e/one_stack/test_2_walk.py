@@ -39,13 +39,13 @@ def substation_metrics(stack: Stack, substation: str) -> dict[str, float]:
 
 
 def acked(stack: Stack) -> dict[str, int]:
-    """Envelopes that the services have acknowledged, by queue."""
+    """Messages that the services have acknowledged, by queue: envelopes, and the gateways' probes of the way there."""
     by_reader = {INTAKE: "balancer"} | {
         queue_of(one): f"substation-{one}" for one in ("north", "east", "south", "west")
     }
     found = {}
     for queue, instance in by_reader.items():
-        line = rf'^evenload_messages_settled_total{{outcome="acked",queue="{queue}"}} (\S+)$'
+        line = rf'^evenload_messages_settled_total{{outcome="(?:acked|probe)",queue="{queue}"}} (\S+)$'
         matches = re.findall(line, metrics(stack, instance), re.MULTILINE)
         found[queue] = int(sum(map(float, matches)))
     return found
