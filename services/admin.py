@@ -58,6 +58,8 @@ class AdminServer:
 
     async def _readyz(self, _request: web.Request) -> web.Response:
         causes = self.causes()
+        if not self.ready:
+            causes += self.degraded()  # what a process cannot do without while it starts
         if causes or not self.ready:
             told = f": {'; '.join(causes)}" if causes else ""
             return web.Response(text=f"not ready{told}\n", status=503)

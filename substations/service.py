@@ -61,6 +61,7 @@ async def serve(life: Life, settings: SubstationSettings) -> None:
             holder=holder,
             lease_s=common.lease_s,
             heartbeat_s=settings.heartbeat_s,
+            is_deaf=lambda: consuming.is_deaf,
         )
 
         async def settle_and_release() -> None:

@@ -2,19 +2,16 @@
 
 import asyncio
 import re
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from typing import Any, TypeVar
 
-from aio_pika.exceptions import AMQPConnectionError, AMQPError, InvalidFrameError, ProtocolSyntaxError
+from aio_pika.exceptions import AMQPConnectionError, InvalidFrameError, ProtocolSyntaxError
 
-from services.errors import BrokerUnavailable
+from services.errors import BrokerUnavailable, EvenloadError
 
 Answer = TypeVar("Answer")
 
-BROKER_ERRORS = (AMQPError, ConnectionError, OSError, RuntimeError, TimeoutError)
-"""What a broker call may raise; a channel that closed under us raises `ChannelInvalidStateError`, a RuntimeError."""
-
-HOPE_S = 0.25
+ASK_HOPELESS_EVERY_S = 0.25
 """How often to ask whether an answer can still come."""
 FRAME_MAX_BYTES = 1024 * 1024
 """Far above what RabbitMQ sends: a greeting in another protocol, read as a frame, promises more."""
@@ -32,24 +29,23 @@ async def within(
 ) -> Answer:
     """What `call` returns; raises `BrokerUnavailable` where it fails, or takes longer than `seconds`.
 
-    `hopeless` tells why to wait no longer, and is asked a few times a second.
+    Errors of our own pass. Of the library any error counts: one that breaks off fails its calls with bare `Exception`.
+    `hopeless` tells why not to wait, or to wait no longer, and is asked a few times a second.
 
     The library's own timeouts are no deadlines: a call that is cancelled waits until its channel's end is written, and
     a frozen broker reads nothing. So a call that runs late is cancelled, but not waited for.
     """
+    cause = hopeless() if hopeless is not None else None
+    if cause is not None:
+        if isinstance(call, Coroutine):
+            call.close()
+        raise BrokerUnavailable(f"{what}: {cause}")
     task = asyncio.ensure_future(call)
-    cause = None
     try:
-        for slice_s in _slices(seconds, of_s=seconds if hopeless is None else HOPE_S):
-            await asyncio.wait({task}, timeout=slice_s)
-            cause = hopeless() if hopeless is not None else None
-            if task.done() or cause is not None:
-                break
-        if not task.done():
-            await asyncio.wait({task}, timeout=LAST_MOMENT_S)
+        cause = await _wait(task, seconds, hopeless)
     finally:
         if not task.done():
-            task.add_done_callback(_forget)
+            task.add_done_callback(forget)
             task.cancel()
     if not task.done():
         raise BrokerUnavailable(f"{what}: {cause or words(TimeoutError())}")
@@ -58,8 +54,23 @@ async def within(
         raise BrokerUnavailable(f"{what}: the connection broke")
     try:
         return task.result()
-    except BROKER_ERRORS as error:
+    except EvenloadError:
+        raise
+    except Exception as error:
         raise BrokerUnavailable(f"{what}: {words(error)}") from error
+
+
+async def _wait(task: asyncio.Future[Any], seconds: float, hopeless: Callable[[], str | None] | None) -> str | None:
+    """Wait for a task so long, or until that is hopeless: then why."""
+    cause = None
+    for slice_s in _slices(seconds, of_s=seconds if hopeless is None else ASK_HOPELESS_EVERY_S):
+        await asyncio.wait({task}, timeout=slice_s)
+        cause = hopeless() if hopeless is not None else None
+        if task.done() or cause is not None:
+            break
+    if not task.done():
+        await asyncio.wait({task}, timeout=LAST_MOMENT_S)
+    return cause
 
 
 def _slices(seconds: float, of_s: float) -> Iterator[float]:
@@ -68,9 +79,10 @@ def _slices(seconds: float, of_s: float) -> Iterator[float]:
         seconds -= of_s
 
 
-def _forget(task: asyncio.Task[Any]) -> None:
+def forget(task: asyncio.Future[Any]) -> None:
+    """Look at the exception of a task that nobody waits for any more, because asyncio complains of others."""
     if not task.cancelled():
-        task.exception()  # asyncio complains of exceptions that nobody has looked at
+        task.exception()
 
 
 def is_vhost_refused(error: BaseException | None) -> bool:

@@ -22,15 +22,17 @@ Objection = ChannelClosed | RightLacking
 
 
 class Inquiry:
-    """Questions over one session, one after the other; each raises one of `BROKER_ERRORS` where nobody answers."""
+    """Questions over one session, one after the other; each raises what the library raises where nobody answers."""
 
     def __init__(self, session: Session) -> None:
         self._session = session
+        self.link = session.link
+        """The connection that it was begun on."""
         self._channel: AbstractChannel | None = None
 
     async def ask(self, question: Question) -> Objection | None:
         """Ask on a channel that is open; returns the broker's objection, or None."""
-        if self._channel is None:
+        if self._channel is None or self._channel.is_closed:
             self._channel = await self._session.channel(publisher_confirms=False)
         try:
             await question(self._channel)

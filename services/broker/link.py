@@ -1,7 +1,6 @@
 """One connection to the broker, for as long as it lasts: it is never mended, only replaced by the next one."""
 
 import asyncio
-import contextlib
 import ssl
 from typing import Any
 
@@ -9,7 +8,7 @@ from aio_pika import Connection
 from aio_pika.abc import AbstractChannel
 from yarl import URL
 
-from services.broker.calls import BROKER_ERRORS, words
+from services.broker.calls import forget, words
 from services.errors import BrokerUnavailable
 
 ATTEMPT_DEADLINE_S = 10.0
@@ -44,11 +43,12 @@ class Link:
         self._connection.kwargs["transport_factory"] = self._dialer
         self._connection.close_callbacks.add(self._note_closed)
         self._number = 0
+        self.channels_opened = 0
         self.lost: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         """Done when the connection is over; its value is the cause in words."""
 
     async def open(self) -> None:
-        """Connect and log in; raises one of `BROKER_ERRORS`. A link that failed must still be closed."""
+        """Connect and log in; raises what the library raises. A link that failed must still be closed."""
         attempt = asyncio.ensure_future(self._connection.connect())
         try:
             await asyncio.wait({attempt}, timeout=ATTEMPT_DEADLINE_S)
@@ -57,14 +57,15 @@ class Link:
                 self._dialer.hang_up()
                 attempt.cancel()
         if not attempt.done():
-            await asyncio.wait({attempt}, timeout=CLOSE_DEADLINE_S)
+            attempt.add_done_callback(forget)
             raise TimeoutError
         if attempt.cancelled():
             raise ConnectionError("the broker closed the connection")
         attempt.result()
 
     async def channel(self, *, publisher_confirms: bool, on_return_raises: bool = False) -> AbstractChannel:
-        """Open a channel; raises one of `BROKER_ERRORS`."""
+        """Open a channel; raises what the library raises."""
+        self.channels_opened += 1
         return await self._connection.channel(
             self._next_number(), publisher_confirms=publisher_confirms, on_return_raises=on_return_raises
         )
@@ -117,11 +118,8 @@ class Link:
             self._dialer.hang_up()
             if not closing.done():
                 await asyncio.wait({closing}, timeout=CLOSE_DEADLINE_S)
-            if not closing.done():
-                closing.cancel()
-            elif not closing.cancelled():
-                with contextlib.suppress(*BROKER_ERRORS):
-                    closing.result()
+            closing.add_done_callback(forget)
+            closing.cancel()
 
     async def _note_closed(self, _sender: object, error: BaseException | None) -> None:
         if not self.lost.done():

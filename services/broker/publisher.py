@@ -1,6 +1,7 @@
 """Publishing envelopes: persistent, mandatory, confirmed, with a deadline."""
 
 import asyncio
+import contextlib
 import uuid
 from collections.abc import Sequence
 
@@ -15,6 +16,7 @@ from services.errors import BrokerUnavailable, Unroutable
 from services.messages import Hint, chunked, encode
 
 PUBLISH_DEADLINE_S = 5.0
+CLOSE_DEADLINE_S = 1.0
 
 
 class _Outlet:
@@ -26,6 +28,7 @@ class _Outlet:
         self._opening = asyncio.Lock()
         self._channel: AbstractChannel | None = None
         self._exchange: AbstractExchange | None = None
+        self._opened_at_s = 0.0
         self.confirmed = 0
         self.is_routed = True
         """Whether the last message found a queue."""
@@ -41,9 +44,14 @@ class _Outlet:
             raise Unroutable(f"no queue takes {self._name!r} with key {routing_key!r}") from None
         self._note(is_routed=True)
 
-    def forget_channel(self) -> None:
-        """Open another channel for the next message."""
-        self._exchange = None
+    async def give_up_channel(self) -> None:
+        """Open another channel for the next message, unless somebody else has just done so."""
+        channel = self._channel
+        if channel is None or monotonic_s() - self._opened_at_s < PUBLISH_DEADLINE_S / 2:
+            return
+        self._channel = self._exchange = None
+        with contextlib.suppress(BrokerUnavailable):
+            await within(CLOSE_DEADLINE_S, "closing a channel", channel.close())
 
     def _note(self, *, is_routed: bool) -> None:
         self.confirmed += 1
@@ -52,6 +60,7 @@ class _Outlet:
     async def _target(self) -> AbstractExchange:
         async with self._opening:
             if self._exchange is None or self._channel is None or self._channel.is_closed:
+                self._opened_at_s = monotonic_s()
                 self._channel = await self._session.channel(publisher_confirms=True, on_return_raises=True)
                 self._exchange = await self._channel.get_exchange(self._name, ensure=False)
             return self._exchange
@@ -100,7 +109,8 @@ class Publisher:
             await within(PUBLISH_DEADLINE_S, f"publishing to {exchange}", sending, self._blocked)
         except BrokerUnavailable:
             if outlet.confirmed == confirmed_before and self._blocked() is None:
-                outlet.forget_channel()  # it may be the channel that is dead; the session looks after its connection
+                # It may be the channel that is dead; the session looks after its connection.
+                await outlet.give_up_channel()
             raise
 
     def last_routed(self, exchange: str) -> tuple[bool, float]:

@@ -8,7 +8,7 @@ import asyncio
 import contextlib
 import random
 from collections.abc import AsyncIterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from aio_pika.abc import AbstractChannel
 from yarl import URL
@@ -35,8 +35,8 @@ PROBE_EVERY_S = 2.0
 PROBE_DEADLINE_S = 5.0
 BLOCKED_MAX_S = 60.0
 """How long to believe a broker that it takes no messages: its word that it does again may have been lost."""
-PROBED_EXCHANGE = "amq.direct"
-"""Every vhost has it, and anybody may ask for it."""
+CHANNELS_OPENED_MAX = 10_000
+"""The library keeps about 4 KB of each channel until the connection ends; so a connection is renewed after these."""
 
 
 def pause_s(away_s: float) -> float:
@@ -77,7 +77,7 @@ class Session:
         return self.address.url
 
     async def channel(self, *, publisher_confirms: bool = True, on_return_raises: bool = False) -> AbstractChannel:
-        """Open a channel; raises `BrokerUnavailable` where there is no connection, else one of `BROKER_ERRORS`."""
+        """Open a channel; raises `BrokerUnavailable` where there is no connection, else what the library raises."""
         if self.link is None:
             raise no_link("opening a channel")
         return await self.link.channel(publisher_confirms=publisher_confirms, on_return_raises=on_return_raises)
@@ -86,6 +86,11 @@ class Session:
     def is_blocked(self) -> bool:
         """Whether the broker takes no messages over it now."""
         return self.link is not None and self.link.is_blocked
+
+    @property
+    def is_deaf(self) -> bool:
+        """Whether some queue is not consumed over it now."""
+        return self.link is None or not all(one.is_consuming for one in self.subscriptions)
 
     def fault(self) -> str | None:
         """Why it has been away for longer than a restart of the broker takes; None while all is well."""
@@ -122,7 +127,9 @@ class Session:
     async def _until_lost(self, link: Link) -> str:
         watching = asyncio.create_task(self._watch(link))
         try:
-            return await asyncio.shield(link.lost)
+            either: set[asyncio.Future[Any]] = {watching, link.lost}
+            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+            return link.lost.result() if link.lost.done() else "nobody watches it any more"
         finally:
             watching.cancel()
             await asyncio.wait({watching})
@@ -145,6 +152,8 @@ class Session:
                 blocked_since_s = monotonic_s()
             elif monotonic_s() - blocked_since_s > BLOCKED_MAX_S:
                 link.drop(f"it has taken no messages for {BLOCKED_MAX_S:.0f} s")
+            if link.channels_opened > CHANNELS_OPENED_MAX:
+                link.drop(f"it has opened {CHANNELS_OPENED_MAX} channels, and is renewed")
             await asyncio.sleep(PROBE_EVERY_S)
 
     def _note_back(self, link: Link) -> None:
@@ -173,7 +182,7 @@ class Session:
 async def _probed(link: Link, channel: AbstractChannel | None) -> AbstractChannel:
     if channel is None or channel.is_closed:
         channel = await link.channel(publisher_confirms=False)
-    await channel.declare_exchange(PROBED_EXCHANGE, passive=True)
+    await channel.set_qos(prefetch_count=1)  # a question that needs no right
     return channel
 
 

@@ -6,6 +6,7 @@ import random
 from collections.abc import Awaitable, Callable
 
 from aio_pika.abc import AbstractChannel, AbstractIncomingMessage, AbstractQueue
+from aio_pika.exceptions import ChannelNotFoundEntity
 
 from services.broker.calls import within, words
 from services.broker.link import Link
@@ -49,14 +50,20 @@ class Subscription:
         self._tag = tag
         self._no_ack = no_ack
         self.name = new_name()
-        """The queue's name, which may be another one after each loss."""
-        self.fault: Exception | None = None
-        """Why it is not consumed; None while it is, or was not tried yet."""
+        """The queue's name, which may be another one on each connection."""
+        self._link: Link | None = None
+        """The connection on which it was set up, or tried to be, last."""
+        self._fault: Exception | None = None
+        self._is_stopping = False
         self._queue: AbstractQueue | None = None
         self._consumer = ""
         self._over: asyncio.Future[str] | None = None
         self._unseen = 0
-        self._has_consumed = False
+
+    @property
+    def fault(self) -> Exception | None:
+        """Why it is not consumed; None while it is, or was not tried yet on this connection."""
+        return self._fault if self._link is self._session.link else None
 
     @property
     def is_consuming(self) -> bool:
@@ -70,28 +77,40 @@ class Subscription:
         it is waited for, because then somebody took the right away, and may give it back.
         """
         self._session.subscriptions.append(self)
+        may_refuse = refuses_to_start
         try:
-            while True:
+            while not self._is_stopping:
                 await self._session.connected.wait()
                 try:
                     await self._consume()
+                    self._session.look_again.set()
                 except RightLacking as error:
-                    if refuses_to_start and not self._has_consumed:
+                    if may_refuse:
                         raise
                     self._note_fault(error)
                 except BrokerUnavailable as error:
                     self._note_fault(error)
-                self._session.look_again.set()
+                may_refuse = False
                 await asyncio.sleep(random.uniform(AGAIN_PAUSE_S, AGAIN_PAUSE_MAX_S))  # noqa: S311 (spreads load)
         finally:
             self._session.subscriptions.remove(self)
 
     async def look(self, channel: AbstractChannel) -> None:
-        """Make what is ours anew, over a channel that may break; consume again where the broker knows no consumer.
+        """Bind anew what is ours, over a channel that may break; consume again where queue or consumer are gone.
 
-        Raises `RightLacking`, or one of `BROKER_ERRORS`.
+        Raises `RightLacking`, or what the library raises.
         """
+        if self._is_stopping or self._link is not self._session.link:
+            return  # nobody wants it, or it is about to be set up on the new connection
         over = self._over
+        try:
+            await channel.declare_queue(self.name, passive=True)
+        except ChannelNotFoundEntity:
+            # Not made anew here: a consumer that RabbitMQ has not cancelled yet would stay at the new queue,
+            # and its messages would go nowhere. Setting up anew begins with another channel.
+            if over is not None and not over.done():
+                over.set_result("somebody deleted the queue")
+            raise
         queue = await self._make(channel, self.name)
         seen = queue.declaration_result.consumer_count or 0
         self._unseen = 0 if seen or over is None or over is not self._over else self._unseen + 1
@@ -100,6 +119,7 @@ class Subscription:
 
     async def stop(self) -> None:
         """Be sent nothing more; what was delivered may still be settled."""
+        self._is_stopping = True
         if self._queue is None:
             return
         try:
@@ -116,10 +136,15 @@ class Subscription:
         if link is None:
             return
         over: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-        self.name = self._new_name()
-        channel = await within(SET_UP_DEADLINE_S, f"consuming {self.name}", self._set_up(link, over))
-        self.fault, self._over, self._unseen, self._has_consumed = None, over, 0, True
+        if link is not self._link:
+            self._link, self.name = link, self._new_name()
+        what = f"consuming {self.name}"
+        channel = await within(SET_UP_DEADLINE_S, what, link.channel(publisher_confirms=False))
         try:
+            await within(SET_UP_DEADLINE_S, what, self._set_up(channel, over))
+            if self._is_stopping:
+                return
+            self._fault, self._over, self._unseen = None, over, 0
             await asyncio.wait({over, link.lost}, return_when=asyncio.FIRST_COMPLETED)
             if over.done():
                 log.warning("consumption_lost", queue=self.name, cause=over.result())
@@ -129,7 +154,7 @@ class Subscription:
                 with contextlib.suppress(BrokerUnavailable):
                     await within(CANCEL_DEADLINE_S, "closing a channel", channel.close())
 
-    async def _set_up(self, link: Link, over: asyncio.Future[str]) -> AbstractChannel:
+    async def _set_up(self, channel: AbstractChannel, over: asyncio.Future[str]) -> None:
         async def note_over(_sender: object, error: BaseException | None) -> None:
             if not over.done():
                 over.set_result(words(error))
@@ -138,7 +163,6 @@ class Subscription:
             if not over.done():
                 over.set_result("the broker cancelled the consumer: somebody deleted the queue, or it lost its leader")
 
-        channel = await link.channel(publisher_confirms=False)
         channel.close_callbacks.add(note_over)
         (await channel.get_underlay_channel()).on_consumer_cancel_callbacks.add(note_cancelled)
         await channel.set_qos(prefetch_count=self._prefetch)
@@ -146,9 +170,8 @@ class Subscription:
         with needing(self._session, "read"):
             self._consumer = await queue.consume(self._take, no_ack=self._no_ack, consumer_tag=self._tag)
         self._queue = queue
-        return channel
 
     def _note_fault(self, error: Exception) -> None:
-        if str(error) != str(self.fault):
+        if str(error) != str(self._fault):
             log.warning("consumption_awaits_broker", queue=self.name, cause=str(error))
-        self.fault = error
+        self._fault = error

@@ -21,6 +21,8 @@ log = get_logger(__name__)
 
 LOOK_EVERY_S = 2.0
 LOOK_DEADLINE_S = 5.0
+RIGHTS_EVERY_S = 10.0
+"""How often a fresh channel is asked, which remembers no rights; the library keeps something of each channel."""
 QUEUES_PER_LOOK = 20
 """A process with a hundred substations asks for all their queues within five looks, and leaves the broker some time."""
 ROUTE_PROBE_EVERY_S = 10.0
@@ -38,6 +40,8 @@ class Upkeep:
         self._publisher = publisher
         self._role = role
         self._missing_things = missing_things
+        self._inquiry: Inquiry | None = None
+        self._inquired_since_s = 0.0
         self._next_queue = 0
         self._of_queues: dict[str, str] = {}
         """What was wrong with a queue of ours when it was looked at last."""
@@ -71,8 +75,10 @@ class Upkeep:
         while True:
             await self._session.connected.wait()
             self._session.look_again.clear()
-            with contextlib.suppress(BrokerUnavailable):  # the session looks after its connection
+            try:
                 self._tell(await within(LOOK_DEADLINE_S, "looking at the topology", self._look()))
+            except BrokerUnavailable:  # the session looks after its connection
+                await self._end_inquiry()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(LOOK_EVERY_S):
                     await self._session.look_again.wait()
@@ -87,15 +93,30 @@ class Upkeep:
         else:
             log.info("broker_topology_whole")
 
+    async def _current_inquiry(self) -> Inquiry:
+        """The inquiry of the looks before, unless it is old, of another connection, or something is missing."""
+        now_s, inquiry = monotonic_s(), self._inquiry
+        is_old = now_s - self._inquired_since_s > RIGHTS_EVERY_S
+        if inquiry is None or is_old or self.missing or inquiry.link is not self._session.link:
+            await self._end_inquiry()
+            inquiry = Inquiry(self._session)
+            self._inquiry, self._inquired_since_s = inquiry, now_s
+        return inquiry
+
+    async def _end_inquiry(self) -> None:
+        inquiry, self._inquiry = self._inquiry, None
+        if inquiry is not None:
+            await inquiry.close()
+
     async def _look(self) -> tuple[str, ...]:
-        async with inquiring(self._session) as inquiry:
-            absent = await inquiry.absent_exchanges(self._role)
-            missing = [f"exchange {name!r} is missing" for name in absent]
-            missing += [error.cause for error in await inquiry.rights_lacking(self._role)]
-            for exchange in self._role.publishes_to:
-                if exchange in QUEUE_BEHIND:
-                    missing += await self._behind(exchange, inquiry, is_absent=exchange in absent)
-            await self._look_at_own_queues(inquiry)
+        inquiry = await self._current_inquiry()
+        absent = await inquiry.absent_exchanges(self._role)
+        missing = [f"exchange {name!r} is missing" for name in absent]
+        missing += [error.cause for error in await inquiry.rights_lacking(self._role)]
+        for exchange in self._role.publishes_to:
+            if exchange in QUEUE_BEHIND:
+                missing += await self._behind(exchange, inquiry, is_absent=exchange in absent)
+        await self._look_at_own_queues(inquiry)
         missing += self._of_queues.values()
         for one in self._session.subscriptions:
             if isinstance(one.fault, RightLacking):

@@ -103,6 +103,7 @@ def substations(vhost):
 def vhost(vhost, monkeypatch):
     """Looked after often: what is told is tested here, not after how many seconds."""
     monkeypatch.setattr("services.broker.upkeep.LOOK_EVERY_S", 0.1)
+    monkeypatch.setattr("services.broker.upkeep.RIGHTS_EVERY_S", 0.1)
     monkeypatch.setattr("services.broker.subscription.AGAIN_PAUSE_MAX_S", 0.5)
     return vhost
 

@@ -54,6 +54,26 @@ async def test_a_future_that_the_library_cancelled_is_a_broken_connection():
         await within(PATIENCE_S, "asking", broken())
 
 
+@pytest.mark.parametrize("error", [Exception(), ValueError("Channel 1 already used"), KeyError("tag")])
+async def test_whatever_the_library_raises_is_a_broker_that_cannot_be_had(error):
+    async def breaking():
+        raise error
+
+    with pytest.raises(BrokerUnavailable, match=r"^settling: "):
+        await within(PATIENCE_S, "settling", breaking())
+
+
+async def test_what_is_hopeless_from_the_start_is_not_begun():
+    begun = []
+
+    async def call():
+        begun.append(True)
+
+    with pytest.raises(BrokerUnavailable, match=r"^publishing: it takes no messages$"):
+        await within(PATIENCE_S, "publishing", call(), lambda: "it takes no messages")
+    assert begun == []
+
+
 async def test_our_own_cancellation_stays_one():
     task = asyncio.create_task(within(600, "asking", until(asyncio.Event())))
     await asyncio.sleep(0)

@@ -40,6 +40,9 @@ class Channel:
     async def get_exchange(self, _name, **_options):
         return self._exchange
 
+    async def close(self):
+        self.is_closed = True
+
 
 class Session:
     """Opens channels to one exchange."""

@@ -31,13 +31,13 @@ async def holding(ledger, connectors=1, bays=0):
     return worker(ledger, connectors, bays, epoch=1, fence_at_s=math.inf)
 
 
-def host(one, ledger):
+def host(one, ledger, **more):
     kind = registration(connectors=one.substation.connectors, bays=one.substation.bays)
-    return Host({"north": one}, [kind], ledger.tenancy, holder=ME, lease_s=LEASE_S, heartbeat_s=HEARTBEAT_S)
+    return Host({"north": one}, [kind], ledger.tenancy, holder=ME, lease_s=LEASE_S, heartbeat_s=HEARTBEAT_S, **more)
 
 
-async def heartbeat(one, ledger):
-    await host(one, ledger).beat()
+async def heartbeat(one, ledger, **more):
+    await host(one, ledger, **more).beat()
     await one.settle()
 
 
@@ -401,3 +401,14 @@ async def test_orders_are_told_as_applied_without_waiting_for_the_next_beat(ledg
     one.substation.tick(clock.now_s)
     await process.beat()
     assert process.pause_s == HEARTBEAT_S
+
+
+async def test_a_beat_brings_an_assignment_at_once_while_no_message_can_come(ledger):
+    one = await holding(ledger)
+    await ledger.assigned("a")
+
+    await heartbeat(one, ledger)
+    assert sessions(one) == set()  # its message may be on the way
+
+    await heartbeat(one, ledger, is_deaf=lambda: True)
+    assert sessions(one) == {"a"}
