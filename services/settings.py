@@ -55,12 +55,15 @@ class CommonSettings(Settings):
     model_config = SettingsConfigDict(env_prefix=PREFIX)
 
     amqp_url: str = Field(
-        description="Broker, `amqp://user:password@host:port/vhost`. "
-        "`?heartbeat=` sets RabbitMQ's heartbeat timeout [s], 10 where it is absent."
+        description="Broker, `amqp://user:password@host:port/vhost`; `amqps://` encrypts. Percent-encode the password. "
+        "`?heartbeat=` sets RabbitMQ's heartbeat timeout [s], 10 where it is absent. With `amqps://`, `?cafile=`, "
+        "`?capath=` or `?cadata=` name whom to trust, `?certfile=` and `?keyfile=` your own certificate, with which "
+        "`?auth=external` logs in; `?no_verify_ssl=1` trusts everybody."
     )
     ledger_url: str = Field(
         description="Ledger, `sqlite:///path/to/ledger.sqlite` on one host, "
-        "or `postgresql://user:password@host:port/database`."
+        "or `postgresql://user:password@host:port/database` and what else libpq takes as such an address. "
+        "Percent-encode the password."
     )
     ledger_shared: bool = Field(
         False, description="Say 1 where services run on several hosts: a SQLite ledger is then refused."

@@ -18,7 +18,7 @@ READ_BY: dict[type[Settings], str] = {
     GatewaySettings: "gateway",
     BalancerSettings: "balancer",
     SubstationSettings: "substations",
-    ConsoleSettings: "`evenload dead`",
+    ConsoleSettings: "`evenload dead`, `mend`, `doctor`",
 }
 
 
