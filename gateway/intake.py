@@ -12,7 +12,7 @@ from services.broker.publisher import Publisher
 from services.crash_points import crash_point
 from services.errors import BrokerUnavailable, LedgerRefused, LedgerUnavailable, Unroutable
 from services.ledger.intake import Intake
-from services.ledger.records import Accepted, NewRequest, Refused
+from services.ledger.records import Accepted, NewRequest, Refused, Unconfirmed
 from services.logs import get_logger
 from services.messages import Hint
 
@@ -23,6 +23,8 @@ PUBLISHES_AT_ONCE = 8
 PUBLISHES_MAX = 64
 """Publishes under way or waiting; beyond, the rows are left to the balancers, who look for them."""
 ACCEPT_DEADLINE_S = 10.0
+DROPPED = "no row"
+"""Told in place of the database's code, where it reports no error."""
 DRAIN_DEADLINE_S = 4.0
 
 
@@ -116,14 +118,20 @@ class IntakeQueue:
         finally:
             self._publishing -= 1
 
-    def _answer(self, one: _Pending, answer: Accepted | Refused | None) -> None:
+    def _answer(self, one: _Pending, answer: Accepted | Refused | Unconfirmed | None) -> None:
         match answer:
             case Accepted():
                 one.answer.set_result(answer)
             case Refused():
                 one.answer.set_exception(LedgerRefused("a rule of the database forbids this request", answer.code))
-            case None:  # its key belonged to a request that was forgotten in this very moment
-                one.answer.set_exception(LedgerUnavailable("its idempotency key was just forgotten: send it again"))
+            case Unconfirmed():
+                one.answer.set_exception(LedgerUnavailable(f"it is not known to be written: {answer.cause}"))
+            case None if one.new.idempotency_key is None:  # a trigger of the operator's dropped it without a word
+                one.answer.set_exception(LedgerRefused("a trigger of the database dropped this request", DROPPED))
+            case None:  # or its key belonged to a request that was forgotten in this very moment
+                one.answer.set_exception(
+                    LedgerUnavailable("its idempotency key was just forgotten, or a trigger dropped it: send it again")
+                )
 
     async def _publish(self, hints: list[Hint]) -> None:
         try:

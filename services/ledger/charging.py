@@ -4,6 +4,7 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import astuple
 from typing import Protocol
 
+from services.errors import LedgerRefused
 from services.ledger import statements
 from services.ledger.committer import Operation, Row, Transaction
 from services.ledger.connection import LedgerConnection
@@ -77,7 +78,8 @@ def _count(transaction: Transaction, statement: str, changed: list[Row], number:
         transaction.execute(statement, [[substation, total] for substation, total in highest.items()])
 
 
-CLAIM = Operation("claim", "id", claim)
+# Each transaction would fill all of `places`.
+CLAIM = Operation("claim", "id", claim, may_split=False)
 END = Operation("end", "id", end)
 
 
@@ -98,6 +100,46 @@ class LedgerCharging:
         grant_s: int = 0,
     ) -> Claims:
         """See `Charging.claim`."""
+        try:
+            return await self._claim(hints, substation, epoch, places, in_bays, grant_s)
+        except LedgerRefused:
+            if len(hints) == 1:
+                raise
+        return await self._claim_apart(hints, substation, epoch, places, in_bays, grant_s)
+
+    async def _claim_apart(
+        self,
+        hints: Sequence[Hint],
+        substation: str,
+        epoch: int,
+        places: int,
+        in_bays: Collection[Hint],
+        grant_s: int,
+    ) -> Claims:
+        """Claim one after the other: a request that the database refuses must not keep the others from a connector."""
+        claims = Claims((), ())
+        refusal: LedgerRefused | None = None
+        for hint in sorted(hints, key=lambda one: one not in in_bays):
+            free = places - len(claims.claimed)
+            try:
+                one = await self._claim([hint], substation, epoch, free, in_bays, grant_s)
+            except LedgerRefused as error:
+                refusal = error
+            else:
+                claims = Claims(claims.claimed + one.claimed, claims.held + one.held)
+        if refusal is not None and claims == Claims((), ()):
+            raise refusal
+        return claims
+
+    async def _claim(
+        self,
+        hints: Sequence[Hint],
+        substation: str,
+        epoch: int,
+        places: int,
+        in_bays: Collection[Hint],
+        grant_s: int,
+    ) -> Claims:
         rows: list[Row] = [
             {"id": hint.request_id, "values": [*hint, substation, epoch, max(0, places), grant_s, int(hint in in_bays)]}
             for hint in hints

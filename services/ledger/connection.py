@@ -142,7 +142,7 @@ def _agreed(transaction: Transaction, rows: list[Row]) -> list[Row]:
     return transaction.execute(statements.AGREED, wished)
 
 
-AGREE = Operation("agree", "name", _agreed)
+AGREE = Operation("agree", "name", _agreed, may_split=False)
 
 
 def _probed(transaction: Transaction, rows: list[Row]) -> list[Row]:

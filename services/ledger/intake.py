@@ -18,6 +18,7 @@ from services.ledger.records import (
     Queued,
     Refused,
     RequestRecord,
+    Unconfirmed,
 )
 from services.ledger.states import Status, Transition
 
@@ -25,10 +26,11 @@ from services.ledger.states import Status, Transition
 class Intake(Protocol):
     """A gateway's view of the ledger; every method raises `LedgerUnavailable`."""
 
-    async def accept(self, requests: Sequence[NewRequest]) -> list[Accepted | Refused]:
-        """Write new requests, unless their idempotency key is taken; they are durable when this returns.
+    async def accept(self, requests: Sequence[NewRequest]) -> list[Accepted | Refused | Unconfirmed]:
+        """Write new requests, unless their idempotency key is taken; the accepted are durable when this returns.
 
-        Raises `LedgerRefused` where the database refuses all of them.
+        Of one that the database neither kept nor refused aloud there is no answer. Raises `LedgerRefused` where it
+        refuses all of them.
         """
 
     async def withdraw(self, request_id: str) -> Status | None:
@@ -73,19 +75,14 @@ class LedgerIntake:
     def __init__(self, connection: LedgerConnection) -> None:
         self._connection = connection
 
-    async def accept(self, requests: Sequence[NewRequest]) -> list[Accepted | Refused]:
+    async def accept(self, requests: Sequence[NewRequest]) -> list[Accepted | Refused | Unconfirmed]:
         """See `Intake.accept`."""
         rows = []
         for new in requests:
             row = asdict(new)
             row["id"] = row["asked"] = row.pop("request_id")
             rows.append(row)
-        return [
-            Refused(row["asked"], row["refused"])
-            if "refused" in row
-            else Accepted(row["asked"], row["id"], row["accepted_at_ms"], row["wait_until_ms"], row["body_hash"])
-            for row in await self._connection.write(ACCEPT, rows)
-        ]
+        return [_answer(row) for row in await self._connection.write(ACCEPT, rows)]
 
     async def withdraw(self, request_id: str) -> Status | None:
         """See `Intake.withdraw`."""
@@ -139,6 +136,14 @@ class LedgerIntake:
             )
 
         return await self._connection.read(look)
+
+
+def _answer(row: Row) -> Accepted | Refused | Unconfirmed:
+    if "refused" in row:
+        return Refused(row["asked"], row["refused"])
+    if "unconfirmed" in row:
+        return Unconfirmed(row["asked"], row["unconfirmed"])
+    return Accepted(row["asked"], row["id"], row["accepted_at_ms"], row["wait_until_ms"], row["body_hash"])
 
 
 def _request(transaction: Transaction, request_id: str) -> RequestRecord | None:

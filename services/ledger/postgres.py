@@ -25,9 +25,9 @@ BEGIN_WRITING = "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE"
 BEGIN_READING = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
 
 _UNDONE = (errors.DeadlockDetected, errors.SerializationFailure)
-_ROW_REFUSED = ("22", "23", "44", "54", "P0")
+_ABOUT_VALUES = ("22", "23", "44", "54", "P0")
 """Classes of SQLSTATE that are about the values of a row: its data, a constraint, a limit, a trigger's own words."""
-_STATEMENT_FAILED = (*_ROW_REFUSED, "21", "40", "42", "53", "55", "57014")
+_STATEMENT_FAILED = (*_ABOUT_VALUES, "21", "40", "42", "53", "55", "57014")
 """Beginnings of SQLSTATE after which the connection is as good as before. After any other error it is given up."""
 
 
@@ -73,6 +73,7 @@ class _Session:
         self._address = address
         self._seen = seen
         self._begin = begin
+        self._writes = begin == BEGIN_WRITING
         self._connection: Connection | None = None
         self._lost_at: float | None = None
         """Since when no transaction has succeeded because there was no connection."""
@@ -81,8 +82,8 @@ class _Session:
         """Run `work` in a transaction; again where it was undone without a trace.
 
         A loss is waited for `RETRY_FOR_S` from its beginning, and not by each transaction anew; but whoever lost a
-        connection tries another one. Raises `LedgerRefused` where the database refuses a row of `work`, otherwise
-        `LedgerUnavailable`.
+        connection tries another one. Raises `LedgerRefused` where the database refuses a row that `work` writes,
+        otherwise `LedgerUnavailable`.
         """
         started_at = time.monotonic()
         pause_s = RETRY_PAUSE_S
@@ -102,9 +103,12 @@ class _Session:
                     raise LedgerUnavailable(
                         f"PostgreSQL: connection lost during the commit, whose outcome is unknown: {told(error)}"
                     ) from error
-                if _refuses_row(error):
-                    # A trace of what caused it would hold the row.
-                    raise LedgerRefused(f"PostgreSQL: {told(error)}", error.sqlstate or "") from None
+                if _is_about_values(error):
+                    # A trace of what caused it would hold the values, and so may the server's words.
+                    code = error.sqlstate or type(error).__name__
+                    constraint = error.diag.constraint_name
+                    said = f"PostgreSQL: {code}, constraint {constraint}" if constraint else f"PostgreSQL: {code}"
+                    raise (LedgerRefused(said, code) if self._writes else LedgerUnavailable(said)) from None
                 may_go_again = isinstance(error, _UNDONE) or is_lost
                 is_late = time.monotonic() > min(started_at, self._lost_at or started_at) + RETRY_FOR_S
                 if not may_go_again or (is_late and not may_replace):
@@ -196,10 +200,10 @@ def _is_statements_own(error: psycopg.Error) -> bool:
     return error.sqlstate.startswith(_STATEMENT_FAILED)
 
 
-def _refuses_row(error: psycopg.Error) -> bool:
+def _is_about_values(error: psycopg.Error) -> bool:
     if error.sqlstate is None:
         return isinstance(error, psycopg.DataError)
-    return error.sqlstate.startswith(_ROW_REFUSED)
+    return error.sqlstate.startswith(_ABOUT_VALUES)
 
 
 def _storable(value: object) -> object:

@@ -16,6 +16,9 @@ HELD_TIMEOUT_MS = 2_000
 LOCK_TIMEOUT_MS = 3_000
 STATEMENT_TIMEOUT_MS = 4_000
 """Below the deadlines of writes and reads, so that they are answered by a cause, not by silence."""
+VERSION_MIN = 13
+"""The first version of PostgreSQL that has every function that we call."""
+TOO_OLD = "the server is PostgreSQL"
 ANSWER_WITHIN_S = 4.5
 """The longest transaction. A server that has frozen keeps no timeout of its own; less than the deadline of a read."""
 
@@ -63,7 +66,12 @@ class Connection(psycopg.Connection[Row]):
             raise
 
     def settle(self) -> None:
-        """Find out whether there is a pooler between us and the server, and settle what holds for each transaction."""
+        """Find out whether there is a pooler between us and the server, and settle what holds for each transaction.
+
+        Raises `psycopg.NotSupportedError` for a server that is too old.
+        """
+        if self.info.server_version < VERSION_MIN * 10_000:
+            raise psycopg.NotSupportedError(f"{TOO_OLD} {self.info.server_version // 10_000}")
         self._give_up_at = time.monotonic() + ANSWER_WITHIN_S
         found = self.execute(_LOOK).fetchone()
         assert found is not None  # noqa: S101 (for the type checker: a query without a table has one row)
@@ -86,10 +94,17 @@ class Connection(psycopg.Connection[Row]):
         return cursor.fetchone() if look else None
 
 
-def connect(address: str) -> Connection:
-    """A connection as the ledger needs it; raises `psycopg.Error`."""
+def ignore_variables() -> None:
+    """Take out of this process's environment what libpq would send to the server.
+
+    Call it before other threads connect: the environment of a process must not change while one of them reads it.
+    """
     for name in _IGNORED_VARIABLES:
         os.environ.pop(name, None)
+
+
+def connect(address: str) -> Connection:
+    """A connection as the ledger needs it; raises `psycopg.Error`."""
     connection = Connection.connect(conninfo(address), autocommit=True, row_factory=dict_row)
     try:
         connection.settle()

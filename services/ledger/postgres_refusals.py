@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import psycopg
 from psycopg import pq
 
+from services.ledger.postgres_connection import TOO_OLD, VERSION_MIN
 from services.ledger.postgres_tls import certificate_fault
 
 FORM = "give postgresql://user:password@host:port/database"
@@ -41,9 +42,11 @@ _CODES = {
     "25006": ("this server cannot be written, so name the primary, or all servers as host1:port,host2:port", False),
     "53300": ("no free connection, so raise max_connections, or the limit of the user or the database", False),
     "57P03": ("wait until the server is up", False),
+    "55P03": ("wait until the other start has made the tables, or end the session that holds their lock", False),
 }
 """Cures by the beginning of the SQLSTATE, and whether the refusal is final; the first that fits."""
 _TEXTS = {
+    TOO_OLD: (f"use PostgreSQL {VERSION_MIN} or a later version", True),
     "statement pooling": ("set pool_mode to transaction or session in pgbouncer.ini", True),
     "no such database": ("name the database under [databases] in pgbouncer.ini, or correct it in the address", True),
     "no such user": ("name the user in PgBouncer's auth_file, or correct it in the address", True),
@@ -90,7 +93,8 @@ def explain(error: psycopg.Error, conninfo: str) -> Refusal:
     for beginning, (cure, is_final) in _CODES.items():
         if codes and all(code.startswith(beginning) for code in codes):
             return Refusal(_REFUSES, said, cure, is_final)
-    return Refusal(_REFUSES if codes else _SILENT, said, "start PostgreSQL there, or correct host and port", False)
+    cure = "see the server's log for why it refuses" if codes else "start PostgreSQL there, or correct host and port"
+    return Refusal(_REFUSES if codes else _SILENT, said, cure, is_final=False)
 
 
 def told(error: psycopg.Error) -> str:

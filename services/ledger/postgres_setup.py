@@ -12,7 +12,7 @@ from services.errors import LedgerUnavailable, Misconfigured
 from services.ledger import schema
 from services.ledger.committer import Row
 from services.ledger.postgres import BEGIN_WRITING
-from services.ledger.postgres_connection import Connection, connect, conninfo
+from services.ledger.postgres_connection import Connection, connect, conninfo, ignore_variables
 from services.ledger.postgres_refusals import FORM, Refusal, explain, told
 
 POLL_S = 0.2
@@ -36,7 +36,11 @@ LIMIT 1
 
 
 def parse_address(url: str) -> str:
-    """The address, which libpq can read; raises `Misconfigured`, which never repeats a password."""
+    """The address, which libpq can read; raises `Misconfigured`, which never repeats a password.
+
+    Call it before other threads connect: it takes variables out of the environment that no address could overrule.
+    """
+    ignore_variables()
     authority, _, path = url.partition("://")[2].partition("?")[0].partition("/")
     if "@" in authority.partition("@")[2] or (":" in authority and "@" not in authority and "@" in path):
         raise Misconfigured(f"EVENLOAD_LEDGER_URL holds a sign that ends its password too early: {PERCENT_ENCODE}")

@@ -46,6 +46,14 @@ class Accepted:
 
 
 @dataclass(frozen=True, slots=True)
+class Unconfirmed:
+    """The ledger's answer to a new request that it did not write, or does not know to be written, and the cause."""
+
+    asked: str
+    cause: str
+
+
+@dataclass(frozen=True, slots=True)
 class Refused:
     """The ledger's answer to a new request that a rule of the database forbids, by the database's own `code`."""
 

@@ -1,6 +1,7 @@
 """What server, database, role and environment prescribe for every client changes nothing of what the ledger does."""
 
 import contextlib
+import os
 import uuid
 
 import psycopg
@@ -12,6 +13,8 @@ from services.cli.checks import Finding
 from services.cli.checks_ledger import check_ledger
 from services.errors import Misconfigured
 from services.ledger.committer import Operation
+from services.ledger.postgres_connection import connect
+from services.ledger.postgres_setup import parse_address
 from services.ledger.states import Status
 
 VEHICLE = "ÉV-日本-🚗"
@@ -123,6 +126,44 @@ async def test_variables_of_libpqs_that_would_change_meaning_are_ignored(postgre
     monkeypatch.undo()
     [(vehicle,)] = asked(postgres_url, "SELECT vehicle_id FROM request WHERE id = 'b'")
     assert vehicle == VEHICLE
+
+
+async def test_connecting_changes_nothing_of_the_environment_which_other_threads_read(postgres_url, monkeypatch):
+    parse_address(postgres_url)
+    monkeypatch.setenv("PGTZ", "UTC")
+
+    connect(postgres_url).close()
+
+    assert os.environ["PGTZ"] == "UTC"
+
+
+async def test_a_server_that_is_too_old_is_refused_by_its_version(postgres_url, monkeypatch):
+    monkeypatch.setattr(psycopg.ConnectionInfo, "server_version", 120_022)
+
+    where = postgres_url.rpartition("@")[2]
+    with pytest.raises(Misconfigured) as refused:
+        async with opened(postgres_url):
+            pass
+
+    cause = f"EVENLOAD_LEDGER_URL: {where} refuses (the server is PostgreSQL 12)"
+    assert str(refused.value) == f"{cause}: use PostgreSQL 13 or a later version"
+    found = findings(postgres_url, monkeypatch)["ledger"]
+    assert (found.finding, found.said, found.cure) == (
+        Finding.MISCONFIGURED, cause, "use PostgreSQL 13 or a later version"
+    )  # fmt: skip
+
+
+async def test_a_start_that_waits_for_anothers_tables_is_told_to_wait(postgres_url):
+    with psycopg.connect(postgres_url) as other:
+        other.execute("SELECT pg_advisory_xact_lock(%s)", [0x65_76_65_6E])
+        with pytest.raises(Misconfigured) as refused:
+            async with opened(postgres_url, startup_timeout_s=0.1):
+                pass
+
+    assert str(refused.value) == (
+        f"EVENLOAD_LEDGER_URL: {postgres_url.rpartition('@')[2]} refuses (canceling statement due to lock timeout): "
+        "wait until the other start has made the tables, or end the session that holds their lock"
+    )
 
 
 async def test_what_the_address_leaves_out_is_found_as_by_psql(postgres, postgres_url, monkeypatch, tmp_path):

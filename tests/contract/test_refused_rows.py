@@ -8,7 +8,7 @@ import pytest
 from harness.ledger import Ledger, changed, let_the_wait_pass, new_request, opened, registration
 from structlog.testing import capture_logs
 
-from services.errors import LedgerRefused
+from services.errors import LedgerRefused, LedgerUnavailable
 from services.ledger.records import Accepted, Assignment, Refused
 from services.messages import Hint
 
@@ -44,7 +44,7 @@ def new(request_id):
 def assert_told_once(said, operation, request_id, path):
     assert [line for line in said if line["log_level"] == "error"] == [
         {"event": "row_refused", "log_level": "error", "operation": operation, "id": request_id, "code": code(path),
-         "cause": f"{'PostgreSQL' if isinstance(path, str) else 'SQLite'}: not here"}
+         "times": 1, "cause": "PostgreSQL: 23514" if isinstance(path, str) else "SQLite: not here"}
     ]  # fmt: skip
     assert FORBIDDEN not in str(said)
 
@@ -108,6 +108,61 @@ async def test_a_beat_that_is_refused_stops_no_other_substation(ledger, path, fo
     answers = await asyncio.gather(*(ledger.beat(at=one) for one in ("north", "south", "west")), return_exceptions=True)
 
     assert [getattr(one, "substation", type(one)) for one in answers] == ["north", LedgerRefused, "west"]
+
+
+async def test_a_claim_never_takes_more_than_its_places_though_one_of_its_rows_is_refused(ledger, path, forbid):
+    await ledger.take(registration("east", connectors=8))
+    await ledger.assigned(*(one for one in IDS[40:48] if one != IDS[42]), to="east")
+    await ledger.assigned(IDS[42], to="east", vehicle_id=FORBIDDEN, priority=9)
+    forbid("UPDATE", "request", f"NEW.vehicle_id = '{FORBIDDEN}'")
+
+    claims = await ledger.charging.claim([Hint(one, 1) for one in IDS[40:48]], "east", 1, 3)
+
+    assert len(claims.claimed) == 3
+    assert {one.request_id for one in claims.claimed} | {one.request_id for one in claims.held} == {
+        one for one in IDS[40:48] if one != IDS[42]
+    }
+    with pytest.raises(LedgerRefused):
+        await ledger.charging.claim([Hint(IDS[42], 1)], "east", 1, 3)
+
+
+async def test_a_request_that_a_trigger_drops_without_a_word_is_not_answered(ledger, path):
+    if isinstance(path, str):
+        changed(path, "CREATE FUNCTION dropped() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END'")
+        changed(path, f"CREATE TRIGGER dropped BEFORE INSERT ON request FOR EACH ROW "
+                      f"WHEN (NEW.vehicle_id = '{FORBIDDEN}') EXECUTE FUNCTION dropped()")  # fmt: skip
+    else:
+        changed(path, f"CREATE TRIGGER dropped BEFORE INSERT ON request WHEN NEW.vehicle_id = '{FORBIDDEN}' "
+                      "BEGIN SELECT RAISE(IGNORE); END")  # fmt: skip
+
+    assert [one.asked for one in await ledger.intake.accept([new(one) for one in IDS[41:44]])] == ["r41", "r43"]
+
+
+async def test_postgresql_tells_of_a_refused_row_its_code_and_constraint_and_no_words(postgres_url):
+    """The server's words quote values (22P02, 22003), and a trigger's are the operator's own."""
+    async with opened(postgres_url) as connection:
+        ledger = Ledger(connection)
+        changed(postgres_url, f"ALTER TABLE request ADD CONSTRAINT no_such_car CHECK (vehicle_id <> '{FORBIDDEN}')")
+        changed(postgres_url, "CREATE FUNCTION quoting() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN "
+                              "RAISE EXCEPTION 'not %%', NEW.vehicle_id; END $$")  # fmt: skip
+        changed(postgres_url, "CREATE TRIGGER quoting BEFORE INSERT ON request FOR EACH ROW "
+                              "WHEN (NEW.id = 'quoted') EXECUTE FUNCTION quoting()")  # fmt: skip
+        with capture_logs() as said:
+            for request_id, cause in (("a", "23514, constraint no_such_car"), ("quoted", "P0001")):
+                with pytest.raises(LedgerRefused) as refused:
+                    await ledger.intake.accept([new_request(request_id, vehicle_id=FORBIDDEN)])
+                assert str(refused.value) == f"PostgreSQL: {cause}"
+        assert FORBIDDEN not in str(said)
+        assert connection.fault is None
+
+
+async def test_a_read_that_meets_a_data_error_is_no_refusal_and_tells_no_value(postgres_url):
+    async with opened(postgres_url) as connection:
+        with pytest.raises(LedgerUnavailable) as caught:
+            await connection.read(lambda it: it.execute("SELECT CAST(:value AS bigint)", value=FORBIDDEN))
+
+    assert (type(caught.value), str(caught.value)) == (LedgerUnavailable, "PostgreSQL: 22P02")
+    assert FORBIDDEN not in "".join(traceback.format_exception(caught.value))
 
 
 async def test_a_text_that_is_too_long_for_an_index_fails_alone_on_postgresql(postgres_url):

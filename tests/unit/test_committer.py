@@ -1,6 +1,7 @@
 import asyncio
 import contextlib
 import threading
+import time
 
 import pytest
 from structlog.testing import capture_logs
@@ -289,13 +290,107 @@ async def test_a_bug_fails_whoever_met_it_alone_and_tells_no_values(driver, comm
 
 
 async def test_a_database_that_refuses_everything_does_not_hold_up_the_others_for_long(driver, committer, monkeypatch):
-    monkeypatch.setattr("services.ledger.committer.HALVE_FOR_S", -1.0)
+    monkeypatch.setattr("services.ledger.halving.HALVE_FOR_S", -1.0)
     many = [f"k{number}" for number in range(100)]
     async with while_a_transaction_runs(driver, committer):
         [task] = await submitting(committer, (refusing(*many), rows(*many)))
 
-    with pytest.raises(LedgerUnavailable, match="another row was refused: PostgreSQL: a rule"):
+    with pytest.raises(LedgerUnavailable, match="another row was refused: 23514"):
         await task
+    assert committer.fault is None
+
+
+def losing(*keys, cause="connection lost"):
+    """A kind of operation that tells its refusals: "bad" is refused, and the connection is lost at the keys."""
+
+    def write(transaction, theirs):
+        if any(row["key"] == "bad" for row in theirs):
+            raise LedgerRefused("PostgreSQL: secret of the row", "23514")
+        if {row["key"] for row in theirs} & set(keys):
+            raise LedgerUnavailable(cause)
+        return _write(transaction, theirs)
+
+    return Operation("losing", "key", write, tells_refused=True)
+
+
+async def test_what_was_committed_is_answered_though_the_connection_is_lost_after_it(driver, committer):
+    assert await committer.submit(losing("c"), rows("a", "b", "bad", "c", "d", "e", "f", "g")) == [
+        {"key": "a", "wrote": "A"},
+        {"key": "b", "wrote": "B"},
+        {"key": "bad", "refused": "23514"},
+        {"key": "c", "unconfirmed": "connection lost"},
+        *({"key": key, "unconfirmed": "not tried, because another write failed: connection lost"} for key in "defg"),
+    ]
+    assert driver.transactions == [[["a", "b"]]]
+    assert committer.fault == "not tried, because another write failed: connection lost"
+
+
+async def test_what_was_committed_is_answered_though_the_search_takes_too_long(driver, committer, monkeypatch):
+    def write(transaction, theirs):
+        if theirs[0]["key"] == "c":
+            monkeypatch.setattr("services.ledger.halving.HALVE_FOR_S", -1.0)
+        return refusing("c", "d").apply(transaction, theirs)
+
+    clock = iter([0.0, 0.0, 0.0, 1.0, 9.0])
+    monkeypatch.setattr("services.ledger.halving.time.monotonic", lambda: next(clock, 9.0))
+    answer = await committer.submit(Operation("slow", "key", write, tells_refused=True), rows(*"abcd"))
+
+    assert answer[:2] == [{"key": "a", "wrote": "A"}, {"key": "b", "wrote": "B"}]
+    assert {row["key"] for row in answer[2:]} == {"c", "d"}
+
+
+async def test_a_wait_for_the_lock_takes_nothing_from_the_search_for_a_refused_row(driver, committer, monkeypatch):
+    monkeypatch.setattr("services.ledger.halving.HALVE_FOR_S", 0.5)
+    held = driver.hold_next()
+    waiting = asyncio.create_task(committer.submit(refusing("bad"), rows("a", "bad", "b", "c")))
+    assert await asyncio.to_thread(held.begun.wait, PATIENCE_S)
+    began = time.monotonic()
+    while time.monotonic() < began + 0.6:  # longer than the search may take
+        await asyncio.sleep(0.05)
+    held.go_on.set()
+
+    assert sorted(row["key"] for row in await waiting if "wrote" in row) == ["a", "b", "c"]
+
+
+async def test_rows_that_depend_on_each_other_are_never_written_apart(driver, committer):
+    whole = Operation("whole", "key", refusing("bad").apply, may_split=False)
+    async with while_a_transaction_runs(driver, committer):
+        tasks = await submitting(committer, (whole, rows("a", "bad", "b")), (WRITE, rows("c")))
+    refused, answered = await asyncio.gather(*tasks, return_exceptions=True)
+
+    assert (type(refused), answered) == (LedgerRefused, [{"key": "c", "wrote": "C"}])
+    assert driver.transactions == [[["first"]], [["c"]]]
+
+
+async def test_a_row_that_was_refused_lately_is_not_searched_for_again(driver, committer):
+    tried = []
+
+    def write(transaction, theirs):
+        tried.append([row["key"] for row in theirs])
+        return refusing("bad").apply(transaction, theirs)
+
+    looping = Operation("looping", "key", write)
+    for _ in range(2):
+        tried.clear()
+        assert len(await committer.submit(looping, rows("a", "b", "bad", "c"))) == 3
+    assert tried == [["a", "b", "c"], ["bad"]]
+
+
+async def test_refusals_of_many_new_rows_are_told_once_a_minute_with_their_number(driver, committer, monkeypatch):
+    now = 1_000.0
+    monkeypatch.setattr("services.ledger.halving.time.monotonic", lambda: now)
+    with capture_logs() as said:
+        for number in range(50):
+            with pytest.raises(LedgerRefused):
+                await committer.submit(refusing(f"k{number}"), rows(f"k{number}"))
+        now += 61
+        with pytest.raises(LedgerRefused):
+            await committer.submit(refusing("last"), rows("last"))
+
+    assert [(line["event"], line["operation"], line["id"], line["code"], line["times"]) for line in said] == [
+        ("row_refused", "picky", "k0", "23514", 1),
+        ("row_refused", "picky", "last", "23514", 50),
+    ]
 
 
 async def test_closing_writes_what_is_pending_and_closes_the_driver(driver):

@@ -10,7 +10,7 @@ from gateway.intake import COMMITS_AT_ONCE, PUBLISHES_AT_ONCE, PUBLISHES_MAX, Ba
 from gateway.settings import GatewaySettings
 from services.broker import topology
 from services.errors import BrokerUnavailable, LedgerRefused, LedgerUnavailable, Unroutable
-from services.ledger.records import Accepted, Refused
+from services.ledger.records import Accepted, Refused, Unconfirmed
 from services.messages import Hint
 
 PATIENCE_S = 10
@@ -28,6 +28,7 @@ class Ledger:
         self.first_of_key = {}
         self.forgotten = set()
         self.refused = set()
+        self.unconfirmed = set()
 
     async def accept(self, requests):
         self.batches.append([one.request_id for one in requests])
@@ -37,6 +38,8 @@ class Ledger:
         return [
             Refused(one.request_id, "23514")
             if one.request_id in self.refused
+            else Unconfirmed(one.request_id, "connection lost")
+            if one.request_id in self.unconfirmed
             else Accepted(
                 one.request_id, self.first_of_key.get(one.idempotency_key, one.request_id), 1_000, 2_000, None
             )
@@ -237,9 +240,28 @@ async def test_what_an_earlier_call_accepted_under_the_same_key_is_answered_and_
 async def test_a_request_whose_key_was_just_forgotten_is_sent_again_by_its_client(parts):
     parts.ledger.forgotten = {"a"}
 
-    with pytest.raises(LedgerUnavailable, match="send it again"):
-        await parts.ask("a")
+    with pytest.raises(LedgerUnavailable, match="idempotency key was just forgotten, or a trigger dropped it: send it"):
+        await parts.ask("a", idempotency_key="k", body_hash="h")
     assert (await parts.ask("b")).request_id == "b"
+
+
+async def test_a_request_without_a_key_that_a_trigger_dropped_is_refused_for_good(parts):
+    parts.ledger.forgotten = {"a"}
+
+    a, b = await asyncio.gather(parts.ask("a"), parts.ask("b"), return_exceptions=True)
+
+    assert (type(a), a.code, b.request_id) == (LedgerRefused, "no row", "b")
+
+
+async def test_of_a_commit_that_was_half_done_the_durable_half_is_answered_and_published(parts):
+    parts.ledger.unconfirmed = {"b"}
+
+    a, b = await asyncio.gather(parts.ask("a"), parts.ask("b"), return_exceptions=True)
+
+    assert a.request_id == "a"
+    assert (type(b), str(b)) == (LedgerUnavailable, "it is not known to be written: connection lost")
+    await parts.intake.drain()
+    assert parts.publisher.published == [Hint("a", 0)]
 
 
 async def test_a_drain_waits_until_what_was_accepted_is_published(parts):

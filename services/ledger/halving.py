@@ -1,0 +1,205 @@
+"""Commits a group of operations; where the database refuses a row, halves the group until only that row fails."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING
+
+from services.errors import LedgerRefused, LedgerUnavailable
+from services.logs import get_logger
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Callable, Hashable, Sequence
+
+    from services.ledger.committer import Driver, Operation, Row, Transaction
+
+log = get_logger(__name__)
+
+HALVE_FOR_S = 2.0
+"""So long after the first refusal it is looked for; a database that refuses every row must not hold up everybody."""
+TOLD_AGAIN_S = 60.0
+SUSPECT_FOR_S = 60.0
+"""So long a row that was refused is kept apart from the others: whoever asks for it in a loop would have it searched
+for each time."""
+SUSPECTS_MAX = 1_000
+
+
+@dataclass(eq=False)
+class Submitted:
+    """An operation that somebody waits for."""
+
+    operation: Operation
+    rows: list[Row]
+    keys: frozenset[Hashable]
+    answer: asyncio.Future[list[Row]]
+    abandoned: bool = False
+    """Nobody waits any more: it must not be written behind their back."""
+    taken: bool = False
+    """It stands in a transaction that has begun."""
+    answered: list[Row] = field(default_factory=list)
+    faults: dict[Hashable, LedgerUnavailable] = field(default_factory=dict)
+    """Why rows were not written, or are not known to be, by their key."""
+
+    def outcome(self) -> list[Row] | LedgerUnavailable:
+        """The answer. What was committed is answered, whatever became of the other rows.
+
+        An operation that does not tell its refusals is answered as a whole: it raises unless all that is missing was
+        refused.
+        """
+        refused = {key: one for key, one in self.faults.items() if isinstance(one, LedgerRefused)}
+        unconfirmed = {key: one for key, one in self.faults.items() if key not in refused}
+        if unconfirmed and (not self.operation.tells_refused or len(unconfirmed) == len(self.keys)):
+            return next(iter(unconfirmed.values()))
+        if len(refused) == len(self.keys):
+            return next(iter(refused.values()))
+        if not self.operation.tells_refused:
+            return self.answered
+        return [
+            *self.answered,
+            *({self.operation.key: key, "refused": one.code} for key, one in refused.items()),
+            *({self.operation.key: key, "unconfirmed": str(one)} for key, one in unconfirmed.items()),
+        ]
+
+
+@dataclass(eq=False)
+class Part:
+    """Rows of an operation that stand in one transaction: all of them, or fewer while a refused row is looked for."""
+
+    of: Submitted
+    rows: list[Row]
+    answered: list[Row] = field(default_factory=list)
+
+    @property
+    def can_be_halved(self) -> bool:
+        """Whether a refusal may be looked for inside."""
+        return len(self.rows) > 1 and self.of.operation.may_split
+
+    def fail(self, error: LedgerUnavailable) -> None:
+        """Tell each row's caller of `error`."""
+        key = self.of.operation.key
+        self.of.faults |= {row[key]: error for row in self.rows}
+
+
+class Halving:
+    """Commits the groups of one writer, and remembers what the database has refused lately."""
+
+    def __init__(
+        self, apply: Callable[[list[Part], Transaction], None], observe_commit_s: Callable[[float], object]
+    ) -> None:
+        self._apply = apply
+        self._observe_commit_s = observe_commit_s
+        self._refused_at: dict[tuple[str, Hashable], float] = {}
+        """When a row was refused last, by operation and key; the oldest first."""
+        self._told: dict[tuple[str, str], tuple[float, int]] = {}
+        """When a refusal was told last, and how often it has happened since, by operation and code."""
+        self.fault: str | None = None
+        """Why writing failed last; None since it went well. A row that is refused is no fault of the ledger's."""
+
+    def commit(self, driver: Driver, group: Sequence[Submitted]) -> None:
+        """Commit `group`; where one row is refused, commit the others.
+
+        Rows that were refused lately get a transaction of their own. What a lost connection leaves is not tried.
+        """
+        waiting = deque(self._apart(group))
+        give_up_at: float | None = None
+        while waiting:
+            parts = waiting.popleft()
+            started = time.perf_counter()
+            try:
+                driver.run(partial(self._apply, parts))
+            except Exception as error:  # whatever the driver raised, those who wait must hear of it
+                if isinstance(error, LedgerUnavailable) and not isinstance(error, LedgerRefused):
+                    self.fail(parts, error)
+                    not_tried = LedgerUnavailable(f"not tried, because another write failed: {error}")
+                    self.fail([part for others in waiting for part in others], not_tried)
+                    return
+                now = time.monotonic()
+                give_up_at = give_up_at or now + HALVE_FOR_S
+                if len(parts) == 1 and not parts[0].can_be_halved:
+                    self._blame(parts[0], error)
+                elif now > give_up_at:
+                    for part in parts:
+                        part.fail(LedgerUnavailable(f"another row was refused: {_code(error)}"))
+                else:
+                    waiting.extendleft(reversed(_halves(parts)))
+            else:
+                self.fault = None
+                self._observe_commit_s(time.perf_counter() - started)
+                for part in parts:
+                    part.of.answered += part.answered
+
+    def fail(self, parts: Sequence[Part], error: LedgerUnavailable) -> None:
+        """Tell everybody in `parts` that writing failed."""
+        if parts:
+            self.fault = str(error)
+        for part in parts:
+            part.fail(error)
+
+    def _apart(self, group: Sequence[Submitted]) -> list[list[Part]]:
+        """All rows of `group`; those that were refused lately come last, by themselves."""
+        trusted: list[Part] = []
+        suspects: list[Part] = []
+        for one in group:
+            name, key = one.operation.name, one.operation.key
+            is_suspect = [self._is_suspect(name, row[key]) for row in one.rows]
+            if any(is_suspect) and not one.operation.may_split:
+                is_suspect = [True] * len(one.rows)
+            for wanted, parts in ((False, trusted), (True, suspects)):
+                rows = [row for row, found in zip(one.rows, is_suspect, strict=True) if found is wanted]
+                if rows:
+                    parts.append(Part(one, rows))
+        return [parts for parts in (trusted, suspects) if parts]
+
+    def _is_suspect(self, operation: str, key: Hashable) -> bool:
+        at = self._refused_at.get((operation, key))
+        return at is not None and time.monotonic() - at < SUSPECT_FOR_S
+
+    def _blame(self, part: Part, error: Exception) -> None:
+        """Tell the callers of the rows that the database refused, or that met a bug."""
+        operation = part.of.operation
+        if isinstance(error, LedgerRefused):
+            part.fail(error)
+            self._remember(operation, part.rows, error)
+        else:
+            log.error("ledger_write_failed", operation=operation.name, exc_info=error)
+            self.fail([part], LedgerUnavailable(f"writing failed: {_code(error)}"))
+
+    def _remember(self, operation: Operation, rows: list[Row], error: LedgerRefused) -> None:
+        """Keep refused rows apart from now on, and tell of them: what loops would tell it several times a second."""
+        now = time.monotonic()
+        for row in rows:
+            self._refused_at.pop((operation.name, row[operation.key]), None)
+            self._refused_at[operation.name, row[operation.key]] = now
+        while len(self._refused_at) > SUSPECTS_MAX:
+            del self._refused_at[next(iter(self._refused_at))]
+        kind = operation.name, error.code
+        told_at, since = self._told.get(kind, (now - TOLD_AGAIN_S, 0))
+        times = since = since + len(rows)
+        if now - told_at >= TOLD_AGAIN_S:
+            told_at, since = now, 0
+            log.error(
+                "row_refused",
+                operation=operation.name,
+                id=str(rows[0][operation.key]),
+                code=error.code,
+                cause=str(error),
+                times=times,
+            )
+        self._told[kind] = told_at, since
+
+
+def _halves(parts: list[Part]) -> tuple[list[Part], list[Part]]:
+    if len(parts) > 1:
+        return parts[: len(parts) // 2], parts[len(parts) // 2 :]
+    [one] = parts
+    middle = len(one.rows) // 2
+    return [Part(one.of, one.rows[:middle])], [Part(one.of, one.rows[middle:])]
+
+
+def _code(error: Exception) -> str:
+    """What may be told of an error: never the values that it is about."""
+    return error.code if isinstance(error, LedgerRefused) else type(error).__name__
