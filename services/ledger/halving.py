@@ -115,7 +115,8 @@ class Halving:
                 if isinstance(error, LedgerUnavailable) and not isinstance(error, LedgerRefused):
                     self.fail(parts, error)
                     not_tried = LedgerUnavailable(f"not tried, because another write failed: {error}")
-                    self.fail([part for others in waiting for part in others], not_tried)
+                    for part in (part for others in waiting for part in others):
+                        part.fail(not_tried)
                     return
                 now = time.monotonic()
                 give_up_at = give_up_at or now + HALVE_FOR_S
@@ -134,8 +135,7 @@ class Halving:
 
     def fail(self, parts: Sequence[Part], error: LedgerUnavailable) -> None:
         """Tell everybody in `parts` that writing failed."""
-        if parts:
-            self.fault = str(error)
+        self.fault = str(error)
         for part in parts:
             part.fail(error)
 
