@@ -1,6 +1,6 @@
 """What a substation may do with requests: claim them, end them, decline them."""
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
 from dataclasses import astuple
 from typing import Protocol
 
@@ -100,55 +100,24 @@ class LedgerCharging:
         grant_s: int = 0,
     ) -> Claims:
         """See `Charging.claim`."""
+
+        async def ask(some: Sequence[Hint], most: int) -> Claims:
+            rows: list[Row] = [
+                {"id": one.request_id, "values": [*one, substation, epoch, max(0, most), grant_s, int(one in in_bays)]}
+                for one in some
+            ]
+            answer = await self._connection.write(CLAIM, rows)
+            return Claims(
+                tuple(claimed(row) for row in answer if "is_held" not in row),
+                tuple(Hint(row["id"], row["attempt"]) for row in answer if "is_held" in row),
+            )
+
         try:
-            return await self._claim(hints, substation, epoch, places, in_bays, grant_s)
+            return await ask(hints, places)
         except LedgerRefused:
             if len(hints) == 1:
                 raise
-        return await self._claim_apart(hints, substation, epoch, places, in_bays, grant_s)
-
-    async def _claim_apart(
-        self,
-        hints: Sequence[Hint],
-        substation: str,
-        epoch: int,
-        places: int,
-        in_bays: Collection[Hint],
-        grant_s: int,
-    ) -> Claims:
-        """Claim one after the other: a request that the database refuses must not keep the others from a connector."""
-        claims = Claims((), ())
-        refusal: LedgerRefused | None = None
-        for hint in sorted(hints, key=lambda one: one not in in_bays):
-            free = places - len(claims.claimed)
-            try:
-                one = await self._claim([hint], substation, epoch, free, in_bays, grant_s)
-            except LedgerRefused as error:
-                refusal = error
-            else:
-                claims = Claims(claims.claimed + one.claimed, claims.held + one.held)
-        if refusal is not None and claims == Claims((), ()):
-            raise refusal
-        return claims
-
-    async def _claim(
-        self,
-        hints: Sequence[Hint],
-        substation: str,
-        epoch: int,
-        places: int,
-        in_bays: Collection[Hint],
-        grant_s: int,
-    ) -> Claims:
-        rows: list[Row] = [
-            {"id": hint.request_id, "values": [*hint, substation, epoch, max(0, places), grant_s, int(hint in in_bays)]}
-            for hint in hints
-        ]
-        answer = await self._connection.write(CLAIM, rows)
-        return Claims(
-            tuple(claimed(row) for row in answer if "is_held" not in row),
-            tuple(Hint(row["id"], row["attempt"]) for row in answer if "is_held" in row),
-        )
+        return await _claim_one_by_one(ask, sorted(hints, key=lambda one: one not in in_bays), places)
 
     async def decline(self, hints: Sequence[Hint], substation: str, reason: Reason = Reason.DECLINED) -> set[str]:
         """See `Charging.decline`."""
@@ -158,6 +127,26 @@ class LedgerCharging:
         """See `Charging.end`."""
         rows: list[Row] = [{"id": one.request_id, "values": astuple(one)} for one in endings]
         return {row["id"]: row["end_number"] for row in await self._connection.write(END, rows)}
+
+
+async def _claim_one_by_one(
+    ask: Callable[[Sequence[Hint], int], Awaitable[Claims]], hints: Sequence[Hint], places: int
+) -> Claims:
+    """Claim so that a request which the database refuses keeps no other from a connector.
+
+    Raises `LedgerRefused` where nothing is claimed or held beside what is refused.
+    """
+    claims, refusal = Claims((), ()), None
+    for hint in hints:
+        try:
+            answer = await ask([hint], places - len(claims.claimed))
+        except LedgerRefused as error:
+            refusal = error
+        else:
+            claims = Claims(claims.claimed + answer.claimed, claims.held + answer.held)
+    if refusal is not None and not claims.claimed and not claims.held:
+        raise refusal
+    return claims
 
 
 def claimed(row: Row) -> Claimed:

@@ -176,9 +176,11 @@ class Halving:
             self._refused_at[operation.name, row[operation.key]] = now
         while len(self._refused_at) > SUSPECTS_MAX:
             del self._refused_at[next(iter(self._refused_at))]
+        if len(rows) > 1:
+            return  # it is not known which of them it is
         kind = operation.name, error.code
         told_at, since = self._told.get(kind, (now - TOLD_AGAIN_S, 0))
-        times = since = since + len(rows)
+        times = since = since + 1
         if now - told_at >= TOLD_AGAIN_S:
             told_at, since = now, 0
             log.error(

@@ -116,12 +116,14 @@ async def test_a_claim_never_takes_more_than_its_places_though_one_of_its_rows_i
     await ledger.assigned(IDS[42], to="east", vehicle_id=FORBIDDEN, priority=9)
     forbid("UPDATE", "request", f"NEW.vehicle_id = '{FORBIDDEN}'")
 
-    claims = await ledger.charging.claim([Hint(one, 1) for one in IDS[40:48]], "east", 1, 3)
+    with capture_logs() as said:
+        claims = await ledger.charging.claim([Hint(one, 1) for one in IDS[40:48]], "east", 1, 3)
 
     assert len(claims.claimed) == 3
     assert {one.request_id for one in claims.claimed} | {one.request_id for one in claims.held} == {
         one for one in IDS[40:48] if one != IDS[42]
     }
+    assert_told_once(said, "claim", IDS[42], path)
     with pytest.raises(LedgerRefused):
         await ledger.charging.claim([Hint(IDS[42], 1)], "east", 1, 3)
 
