@@ -38,7 +38,8 @@ class LedgerConnection:
     async def look(self) -> None:
         """See whether the ledger is there, and still the one that was opened; `fault` tells."""
         try:
-            await self.read(lambda _transaction: None)
+            # Without a read's deadline: a look that waits for slow reads tells nothing. The drivers have their own.
+            await self._run(lambda _transaction: None)
             self._lost = None
         except LedgerUnavailable as error:
             self._lost = str(error)
@@ -55,10 +56,13 @@ class LedgerConnection:
         """Run `work` on one snapshot, off the event loop; raises `LedgerUnavailable`."""
         try:
             async with asyncio.timeout(READ_DEADLINE_S):
-                answer: Answer = await asyncio.get_running_loop().run_in_executor(self._thread, self._reader.read, work)
-                return answer
+                return await self._run(work)
         except TimeoutError:
             raise LedgerUnavailable(f"no answer within {READ_DEADLINE_S:g} s") from None
+
+    async def _run(self, work: Callable[[Transaction], Answer]) -> Answer:
+        answer: Answer = await asyncio.get_running_loop().run_in_executor(self._thread, self._reader.read, work)
+        return answer
 
 
 @contextlib.asynccontextmanager

@@ -31,10 +31,11 @@ class Sight:
 class Seen:
     """What one process has seen of its ledger; shared by its writing and its reading thread."""
 
-    def __init__(self, place: str, cure: str) -> None:
-        """`place` and `cure` are told where the ledger is not the one that was seen."""
+    def __init__(self, place: str, cure: str, cure_of_older: str | None = None) -> None:
+        """`place` and `cure` are told where the ledger is not the one that was seen; an older one may have its own."""
         self.place = place
         self.cure = cure
+        self.cure_of_older = cure_of_older
         self._ledger_id: str | None = None
         self._is_told_of_no_mark = False
         self._mark = 0
@@ -78,7 +79,8 @@ class Seen:
         elif sight.mark < mark:
             self.refuse(
                 f"was restored from a backup, and lacks what this process saw in it (its history ends at {sight.mark}, "
-                f"and ended at {mark})"
+                f"and ended at {mark})",
+                self.cure_of_older,
             )
 
     def _tell_of_no_mark(self) -> None:

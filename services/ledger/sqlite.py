@@ -13,7 +13,16 @@ from services.errors import LedgerRefused, LedgerUnavailable
 from services.ledger.committer import Row, Transaction
 from services.ledger.dialect import Dialect, render
 from services.ledger.identity import Seen
-from services.ledger.sqlite_files import OpenFiles, Record, RecordFile, lock_path, look, look_at_main_file
+from services.ledger.sqlite_files import (
+    OpenFiles,
+    Record,
+    RecordFile,
+    copy_log,
+    lock_path,
+    look,
+    look_at_main_file,
+    read_record,
+)
 
 NOW_MS = "CAST(ROUND((julianday('now') - 2440587.5) * 86400000) AS INTEGER)"
 
@@ -60,6 +69,8 @@ class SqliteDriver:
         self._path = path
         self._seen = seen
         self._was_wrong = False
+        record = read_record(path)
+        self._main_mark_on_disk = record.main_mark if record else 0
         with contextlib.ExitStack() as opened, _faults_told():
             self._lock = os.open(lock_path(path), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             opened.callback(os.close, self._lock)
@@ -99,27 +110,33 @@ class SqliteDriver:
         if fault := self._files.main_moved():
             self._was_wrong = True
             self._seen.refuse(fault)
-        if lost := self._files.lost():
-            if self._files.log_is_gone:
-                # Whoever starts later would not find what stands only there.
-                self._connection.execute("PRAGMA wal_checkpoint(FULL)")
-            _refuse_without(lost, self._seen)
-        if self._files.main_has_changed and (fault := self._files.main_fault()):
+        # The main file comes before the log: the log is copied only into a file that is still the right one.
+        has_changed = self._files.main_has_changed
+        if has_changed and (fault := self._files.main_fault()):
             self._was_wrong = True
             # The last connection that closes copies the log into that file. The next start must know it.
             self._record.write(self._own_record(self._seen.mark, was_swapped=True))
             self._seen.refuse(fault)
+        if lost := self._files.lost():
+            if self._files.log_is_gone:
+                # Whoever starts later would not find what stands only there.
+                copy_log(self._connection, "FULL")
+            _refuse_without(lost, self._seen)
+        if has_changed and copy_log(self._connection):
+            self._main_mark_on_disk = self._seen.main_mark
         if self._was_wrong:
             # Pages that were read from the wrong file must not be taken for the right one's.
             self._connection.execute("PRAGMA shrink_memory")
             self._was_wrong = False
 
     def _own_record(self, mark: int, *, was_swapped: bool = False) -> Record:
-        return Record(str(self._seen.ledger_id), mark, self._seen.main_mark, was_swapped)
+        return Record(str(self._seen.ledger_id), mark, self._main_mark_on_disk, was_swapped)
 
     def close(self) -> None:
         """Close connection and side files."""
         with lock_held(self._lock):  # the last one that closes writes the main file
+            with contextlib.suppress(LedgerUnavailable, sqlite3.Error, OSError):
+                self._require_own_files()
             self._connection.close()
         self._record.close()
         os.close(self._lock)
@@ -154,7 +171,9 @@ class SqliteReader:
         with contextlib.ExitStack() as opened:
             lock = os.open(lock_path(self._path), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             opened.callback(os.close, lock)
-            _require_right_file(self._path, self._seen)
+            # Where somebody writes just now, the first read looks.
+            with contextlib.suppress(BlockingIOError), lock_held(lock, fcntl.LOCK_SH | fcntl.LOCK_NB):
+                _require_right_file(self._path, self._seen)
             connection = opened.enter_context(contextlib.closing(connect(self._path, _READER_PRAGMAS)))
             self._seen.check(look(connection), self._seen.main_mark)
             self._opened = connection, OpenFiles(self._path, self._seen), lock
@@ -164,16 +183,15 @@ class SqliteReader:
     def _require_own_files(self, connection: sqlite3.Connection, files: OpenFiles, lock: int) -> None:
         files.refresh()
         fault = files.main_moved()
-        if fault is None:
-            if lost := files.lost():
-                _refuse_without(lost, self._seen)
-            if files.main_has_changed:
-                # Where somebody writes just now, the next read looks: this one must not wait for a writer.
-                with contextlib.suppress(BlockingIOError), lock_held(lock, fcntl.LOCK_SH | fcntl.LOCK_NB):
-                    fault = files.main_fault()
+        if fault is None and files.main_has_changed:
+            # Where somebody writes just now, the next read looks: this one must not wait for a writer.
+            with contextlib.suppress(BlockingIOError), lock_held(lock, fcntl.LOCK_SH | fcntl.LOCK_NB):
+                fault = files.main_fault()
         if fault:
             self._was_wrong = True
             self._seen.refuse(fault)
+        if lost := files.lost():
+            _refuse_without(lost, self._seen)
         if self._was_wrong:
             connection.execute("PRAGMA shrink_memory")
             self._was_wrong = False
@@ -190,7 +208,8 @@ def _require_right_file(path: Path, seen: Seen) -> None:
     """Raise `LedgerUnavailable` where another file lies there: opened, it would be given the right one's log."""
     if not path.exists():
         seen.refuse("is gone")
-    seen.check(look_at_main_file(path), seen.main_mark)
+    if main := look_at_main_file(path):
+        seen.check(main, seen.main_mark)
 
 
 def _refuse_without(lost: Path, seen: Seen) -> NoReturn:

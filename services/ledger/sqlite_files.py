@@ -3,11 +3,14 @@
 import contextlib
 import os
 import sqlite3
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
 from services.ledger.identity import Seen, Sight
 
+LOOK_AGAIN_S = 0.05
+"""Others, like SQLite's shell, write the main file without the writers' lock: they may be in the midst of it."""
 _LOOK = (
     "SELECT (SELECT value FROM meta WHERE name = 'ledger_id'), "
     "coalesce((SELECT seq FROM sqlite_sequence WHERE name = 'transition'), 0)"
@@ -36,16 +39,32 @@ def look(connection: sqlite3.Connection) -> Sight:
     return Sight(ledger_id, mark)
 
 
-def look_at_main_file(path: Path) -> Sight:
-    """What the main file alone says, without its write-ahead log; raises `sqlite3.Error` for what is no database.
+def look_at_main_file(path: Path) -> Sight | None:
+    """What the main file alone says, without its write-ahead log; raises `sqlite3.Error` where it cannot be opened.
 
-    Nobody may write the main file meanwhile: the caller has the writers' lock.
+    Returns a sight without an id for what is no ledger. Returns None where it cannot be known: a checkpoint that was
+    cut short, or had to spare a reader, leaves a file that makes sense only together with its log.
+    Best called with the writers' lock, so that nobody writes the main file meanwhile.
     """
     address = f"{path.absolute().as_uri()}?mode=ro&immutable=1"
     with contextlib.closing(sqlite3.connect(address, uri=True)) as connection:
-        if connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'meta'").fetchone() is None:
-            return Sight(None, 0)
-        return look(connection)
+        try:
+            # With it SQLite bears a file that is shorter than its first page tells, as a partial checkpoint leaves it.
+            connection.execute("PRAGMA writable_schema = ON")
+            return look(connection)
+        except sqlite3.Error as error:
+            code = error.sqlite_errorcode & 0xFF
+            if code == sqlite3.SQLITE_CORRUPT:
+                return None
+            if code in (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR):  # no database, or without our tables
+                return Sight(None, 0)
+            raise
+
+
+def copy_log(connection: sqlite3.Connection, mode: str = "PASSIVE") -> bool:
+    """Copy the log into the main file; whether all of it is there, and on the disk. Raises `sqlite3.Error`."""
+    is_busy, in_log, copied = connection.execute(f"PRAGMA wal_checkpoint({mode})").fetchone()
+    return not is_busy and in_log == copied
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +74,7 @@ class Record:
     ledger_id: str
     mark: int
     main_mark: int
-    """The mark of the main file alone: it lags until the write-ahead log is copied into it."""
+    """The mark of the main file alone when it was last known to be on the disk: only a whole checkpoint is synced."""
     was_swapped: bool = False
     """Somebody changed the main file under services that had it open."""
 
@@ -80,12 +99,26 @@ class RecordFile:
 
     def __init__(self, path: Path) -> None:
         """Open it, and make it where there is none; raises `OSError`."""
-        self._descriptor = os.open(record_path(path), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        self._path = record_path(path)
+        self._descriptor = self._open()
+
+    def _open(self) -> int:
+        return os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
 
     def write(self, record: Record) -> None:
-        """Write it in place; where the disk refuses, the record lags, which is safe."""
+        """Write it in place, or anew where it was deleted; where the disk refuses, the record lags, which is safe.
+
+        That the main file was swapped must be on the disk before that file can be written, so it is waited for.
+        """
         with contextlib.suppress(OSError):
+            if os.fstat(self._descriptor).st_nlink == 0:
+                anew = self._open()
+                os.close(self._descriptor)
+                self._descriptor = anew
             os.pwrite(self._descriptor, str(record).encode("ascii"), 0)
+            if record.was_swapped:
+                os.fsync(self._descriptor)
+                _sync_folder(self._path.parent)
 
     def close(self) -> None:
         """Close it."""
@@ -130,17 +163,33 @@ class OpenFiles:
         return _state(self._about[0]) != self._state
 
     def main_fault(self) -> str | None:
-        """Look at the main file alone, with the writers' lock; None where it still has all that it had."""
-        state = _state(_about(self._path))
-        try:
-            main = look_at_main_file(self._path)
-        except sqlite3.Error as error:
-            return f"was overwritten while it was open, and is no ledger any more ({error})"
-        if main.ledger_id != self._seen.ledger_id or (main.mark or 0) < self._seen.main_mark:
-            return "was overwritten by another or an older ledger while it was open"
-        self._seen.note_main(main.mark or 0)
-        self._state = state
+        """Look at the main file alone, with the writers' lock; None unless it surely lacks what it had.
+
+        Raises `sqlite3.Error` where it cannot be opened.
+        """
+        if self._lacks_something():
+            time.sleep(LOOK_AGAIN_S)
+            if self._lacks_something():
+                return "was overwritten by another or an older file while it was open"
         return None
+
+    def _lacks_something(self) -> bool:
+        state = _state(_about(self._path))
+        main = look_at_main_file(self._path)
+        if main is not None:
+            if main.ledger_id != self._seen.ledger_id or (main.mark or 0) < self._seen.main_mark:
+                return True
+            self._seen.note_main(main.mark or 0)
+        self._state = state
+        return False
+
+
+def _sync_folder(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _about(path: Path) -> os.stat_result | None:

@@ -18,6 +18,7 @@ from services.ledger.sqlite_files import (
     Record,
     RecordFile,
     beside,
+    copy_log,
     lock_path,
     look,
     look_at_main_file,
@@ -32,12 +33,20 @@ _PRAGMAS = ("PRAGMA journal_mode = WAL", *WRITER_PRAGMAS)
 
 def seen_at(path: Path) -> Seen:
     """What a process has seen of the ledger at `path`: nothing yet."""
+    return Seen(str(path), _cure_of_other(path), _cure_of_older(path))
+
+
+def _cure_of_other(path: Path) -> str:
     name = path.name
-    return Seen(
-        str(path),
-        "put the right one back, or, to go on with what lies there, stop all services, "
-        f"delete {name}.identity, {name}-wal and {name}-shm, put it there again, and start them",
+    return (
+        f"put the right one back with its -wal file, or, to go on with this one, stop all services, keep a copy of "
+        f"{name}-wal first, delete {name}.identity, {name}-wal and {name}-shm, and put it there again"
     )
+
+
+def _cure_of_older(path: Path) -> str:
+    """The log stays: in a copy that was made while services wrote, it holds what was accepted."""
+    return f"put the newer one back, or, to go on with this one, stop all services and delete only {path.name}.identity"
 
 
 def prepare(path: Path, give_up_after_s: float) -> Sight:
@@ -139,33 +148,34 @@ def _refuse_gone(path: Path, witness: Path) -> NoReturn:
 
 
 def _refuse_other_main_file(path: Path, record: Record) -> None:
-    try:
-        main = look_at_main_file(path)
-    except sqlite3.Error as error:
-        _refuse_other(path, f"was overwritten, and is no ledger any more ({error})")
-    if main.ledger_id != record.ledger_id:
-        _refuse_other(path, _IS_ANOTHER)
-    if record.was_swapped or (main.mark or 0) < record.main_mark:
-        _refuse_other(path, "was overwritten by an older or another ledger")
+    main = look_at_main_file(path)
+    if main is not None and main.ledger_id != record.ledger_id:
+        _refuse(path, _IS_ANOTHER, _cure_of_other(path))
+    if record.was_swapped:
+        _refuse(
+            path,
+            "was overwritten while services used it, and their log may have been copied into what lies there",
+            f"put the right one back while all services are stopped, keep a copy of {path.name}-wal, "
+            f"and if you have done so, delete {path.name}.identity",
+        )
+    if main is not None and (main.mark or 0) < record.main_mark:
+        _refuse(path, "was overwritten by an older one", _cure_of_other(path))
 
 
 def _refuse_other_content(path: Path, record: Record, now: Sight) -> None:
     if now.ledger_id != record.ledger_id:
-        _refuse_other(path, _IS_ANOTHER)
+        _refuse(path, _IS_ANOTHER, _cure_of_other(path))
     if (now.mark or 0) < record.mark:
-        _refuse_other(
+        _refuse(
             path,
             "was restored from a backup or has lost its -wal file, and lacks what services saw in it (its history ends "
             f"at {now.mark}, and ended at {record.mark})",
+            _cure_of_older(path),
         )
 
 
-def _refuse_other(path: Path, cause: str) -> NoReturn:
-    name = path.name
-    raise Misconfigured(
-        f"{SETTING}: {path} {cause}: put the right one back with its -wal file, or, to go on with this one, stop all "
-        f"services, delete {name}.identity, {name}-wal and {name}-shm, and put it there again"
-    )
+def _refuse(path: Path, cause: str, cure: str) -> NoReturn:
+    raise Misconfigured(f"{SETTING}: {path} {cause}: {cure}")
 
 
 def _create(path: Path) -> None:
@@ -181,16 +191,17 @@ def _identify(path: Path) -> Sight:
     with contextlib.closing(connect(path, _PRAGMAS)) as connection:
         if look(connection).ledger_id is None:
             connection.execute("INSERT INTO meta VALUES (?, ?) ON CONFLICT DO NOTHING", [NAME, new_id()])
+        # The main file alone must tell whose it is, should another be copied over it.
         main = look_at_main_file(path)
-        if main.ledger_id is None:
-            # The main file alone must tell whose it is, should another be copied over it.
-            connection.execute("PRAGMA wal_checkpoint(FULL)")
-            main = look_at_main_file(path)
-            if main.ledger_id is None:
-                raise Misconfigured(f"{SETTING}: somebody reads {path} for long: end that, and start again")
+        has_id = main is None or main.ledger_id is not None
+        is_on_disk = copy_log(connection, "PASSIVE" if has_id else "FULL")
+        main = look_at_main_file(path)
+        if main is not None and main.ledger_id is None:
+            raise Misconfigured(f"{SETTING}: somebody reads {path} for long: end that, and start again")
         sight = look(connection)
+    main_mark = (main.mark or 0) if main is not None and is_on_disk else 0
     with contextlib.closing(RecordFile(path)) as file:
-        file.write(Record(str(sight.ledger_id), sight.mark or 0, main.mark or 0))
+        file.write(Record(str(sight.ledger_id), sight.mark or 0, main_mark))
     return sight
 
 

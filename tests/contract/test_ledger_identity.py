@@ -6,6 +6,9 @@ import os
 import shutil
 import sqlite3
 import subprocess
+import sys
+import threading
+import time
 
 import pytest
 from harness.ledger import MANY, Ledger, asked, opened
@@ -13,6 +16,9 @@ from harness.ledger import MANY, Ledger, asked, opened
 from services.cli.checks import Finding
 from services.cli.checks_ledger import check_ledger
 from services.errors import LedgerUnavailable, Misconfigured
+from services.ledger import connection as ledger_connection
+from services.ledger import sqlite, sqlite_setup
+from services.ledger.sqlite_files import lock_path
 
 LOG_PAGES = 1_000
 """With so many pages in the log, SQLite copies it into the main file."""
@@ -85,7 +91,7 @@ async def replaced(path, _ledger, other):
 async def overwritten(path, _ledger, other):
     copy_over(path, path.with_name("kept"))
     copy_over(other, path)
-    yield "was overwritten by another or an older ledger while it was open"
+    yield "was overwritten by another or an older file while it was open"
     copy_over(path.with_name("kept"), path)
 
 
@@ -98,7 +104,7 @@ async def overwritten_by_a_backup(path, ledger, _other):
     await ledger.accepted("latest")
     copy_over(path, path.with_name("kept"))
     copy_over(path.with_name("backup"), path)
-    yield "was overwritten by another or an older ledger while it was open"
+    yield "was overwritten by another or an older file while it was open"
     copy_over(path.with_name("kept"), path)
 
 
@@ -107,7 +113,7 @@ async def overwritten_by_rubbish(path, _ledger, _other):
     copy_over(path, path.with_name("kept"))
     path.with_name("rubbish").write_bytes(b"\xff" * 9_000)
     copy_over(path.with_name("rubbish"), path)
-    yield "was overwritten while it was open, and is no ledger any more (file is not a database)"
+    yield "was overwritten by another or an older file while it was open"
     copy_over(path.with_name("kept"), path)
 
 
@@ -288,7 +294,7 @@ async def test_an_older_backup_in_its_place_is_refused_until_the_record_is_delet
     said = await refusal(path)
 
     assert "(its history ends at 1, and ended at 2)" in said
-    assert "delete ledger.sqlite.identity, ledger.sqlite-wal and ledger.sqlite-shm, and put it there again" in said
+    assert said.endswith("stop all services and delete only ledger.sqlite.identity")
     beside(path, ".identity").unlink()
     async with opened(path) as connection:
         assert await Ledger(connection).intake.request("later") is None
@@ -324,7 +330,7 @@ async def test_a_backup_that_was_copied_over_a_ledger_in_use_is_refused_by_the_n
         with pytest.raises(LedgerUnavailable):
             await Ledger(connection).accepted("lost")
 
-    assert (await refusal(path)).startswith("was overwritten by an older or another")
+    assert (await refusal(path)).startswith("was overwritten while services used it")
 
 
 async def test_a_ledger_with_a_second_name_is_refused(path):
@@ -373,3 +379,153 @@ async def test_a_busy_ledger_that_is_copied_into_its_file_again_and_again_is_nev
             await reader.intake.counts()
             await reader.connection.probe()
     assert path.stat().st_size > LOG_PAGES * 3_000
+
+
+# --- checkpoints that did not get to their end ---------------------------------------------------------------------
+
+
+async def test_a_reader_that_overlaps_every_commit_does_not_make_the_ledger_look_overwritten(path, tmp_path):
+    async with opened(path) as connection:
+        ledger = Ledger(connection)
+        with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as reading:
+            for number in range(120):  # the log is copied for the first time at about the 55th
+                reading.execute("BEGIN")
+                reading.execute("SELECT count(*) FROM request").fetchone()
+                await ledger.accepted(*(f"{number}-{one}" for one in range(20)))
+                reading.execute("COMMIT")
+        await connection.look()
+        assert connection.fault is None
+        killed = crashed(path, tmp_path / "killed", "-wal")
+
+    for one in (path, killed):
+        async with opened(one) as connection:
+            assert await Ledger(connection).status("119-19")
+            await Ledger(connection).accepted("last")
+
+
+WRITER = """
+import sys
+from pathlib import Path
+from services.ledger import sqlite, sqlite_setup, statements
+
+sqlite.WRITER_PRAGMAS = (*sqlite.WRITER_PRAGMAS, "PRAGMA wal_autocheckpoint = 5")
+path = Path(sys.argv[1])
+seen = sqlite_setup.seen_at(path)
+seen.note(sqlite_setup.prepare(path, 5))
+driver = sqlite.SqliteDriver(path, seen)
+print("writes", flush=True)
+while True:
+    driver.run(lambda one: one.execute("INSERT INTO meta VALUES (hex(randomblob(8)), hex(randomblob(1500)))"))
+"""
+
+
+def write_until_killed(path, grown_bytes):
+    with subprocess.Popen([sys.executable, "-c", WRITER, path], stdout=subprocess.PIPE) as writer:
+        try:
+            assert writer.stdout.readline() == b"writes\n"
+            end_at = time.monotonic() + 30
+            size = path.stat().st_size + grown_bytes
+            while path.stat().st_size <= size:
+                assert time.monotonic() < end_at
+        finally:
+            writer.kill()
+
+
+async def test_a_writer_that_is_killed_in_the_midst_of_its_commits_leaves_a_ledger_that_starts(path):
+    await left(path, "first")
+    for number in range(4):
+        await asyncio.to_thread(write_until_killed, path, number * 8_192)
+        async with opened(path) as connection:
+            assert await Ledger(connection).status("first")
+            await Ledger(connection).accepted(f"r{number}")
+
+
+async def test_a_checkpoint_that_was_cut_short_leaves_a_ledger_that_starts(path, tmp_path):
+    async with opened(path) as connection:
+        size = path.stat().st_size
+        await Ledger(connection).accepted(*(f"{number}-{'x' * 3_000}" for number in range(100)))
+        write_the_log_into_the_file(path)
+        killed = crashed(path, tmp_path / "killed", "-wal")
+    os.truncate(killed, size)  # the first pages were copied already, and tell of more than there is
+
+    async with opened(killed) as connection:
+        assert await Ledger(connection).status(f"99-{'x' * 3_000}")
+        await Ledger(connection).accepted("last")
+
+
+# --- a backup that is put in place under running services ----------------------------------------------------------
+
+
+@pytest.mark.parametrize("is_noticed_before_the_end", [True, False])
+async def test_a_deleted_log_is_never_copied_into_a_backup_that_a_start_accepts(path, is_noticed_before_the_end):
+    await left(path, "first")
+    backup(path, path.with_name("backup"))
+    await left(path, "second")
+    async with opened(path) as connection:
+        await Ledger(connection).accepted(*MANY)
+        for suffix in ("-wal", "-shm", ".identity"):
+            beside(path, suffix).unlink()
+        copy_over(path.with_name("backup"), path)
+        if is_noticed_before_the_end:
+            with pytest.raises(LedgerUnavailable, match="was overwritten by another or an older file"):
+                await Ledger(connection).accepted("lost")
+            assert path.read_bytes() == path.with_name("backup").read_bytes()
+
+    assert "was overwritten while services used it" in await refusal(path)
+    copy_over(path.with_name("backup"), path)
+    beside(path, ".identity").unlink()
+    async with opened(path) as connection:
+        assert await Ledger(connection).status("first")
+    assert asked(path, "PRAGMA integrity_check") == [("ok",)]
+
+
+async def test_a_backup_that_was_put_before_the_log_of_a_crash_is_refused(path, tmp_path):
+    await left(path, "first")
+    backup(path, tmp_path / "backup")
+    await left(path, *MANY)
+    async with opened(path) as connection:
+        await Ledger(connection).accepted("last")
+        killed = crashed(path, tmp_path / "killed", "-wal")
+    copy_over(tmp_path / "backup", killed)
+
+    said = await refusal(killed)
+
+    assert said.startswith("was overwritten by an older one: put the right one back with its -wal file")
+    assert "keep a copy of ledger.sqlite-wal first" in said
+
+
+async def test_a_folder_copied_while_services_write_is_told_to_keep_its_log(ledger, path, tmp_path):
+    copied = crashed(path, tmp_path / "copied", "-wal")
+    await ledger.accepted("later")
+    copy_over(beside(path, ".identity"), beside(copied, ".identity"))  # last, as `cp -r` does
+
+    said = await refusal(copied)
+
+    assert said.endswith(
+        "put the newer one back, or, to go on with this one, stop all services and delete only ledger.sqlite.identity"
+    )
+    beside(copied, ".identity").unlink()
+    async with opened(copied) as connection:
+        assert await Ledger(connection).status("first")
+
+
+async def test_a_look_that_waits_for_slow_reads_tells_of_no_fault(ledger, monkeypatch):
+    monkeypatch.setattr(ledger_connection, "READ_DEADLINE_S", 0.05)
+    ended = threading.Event()
+    slow = asyncio.create_task(ledger.connection.read(lambda _transaction: ended.wait(30)))
+    looking = asyncio.create_task(ledger.connection.look())
+
+    with pytest.raises(LedgerUnavailable, match="no answer within"):
+        await slow
+    assert ledger.connection.fault is None
+    ended.set()
+    await looking
+    assert ledger.connection.fault is None
+
+
+async def test_the_first_read_does_not_wait_for_a_writer(ledger, path):
+    seen = sqlite_setup.seen_at(path)
+    reader = sqlite.SqliteReader(path, seen)
+    with lock_path(path).open() as lock, sqlite.lock_held(lock.fileno()):
+        assert await asyncio.to_thread(reader.read, lambda one: one.execute("SELECT id FROM request"))
+    reader.close()
