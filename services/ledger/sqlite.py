@@ -118,7 +118,7 @@ class SqliteDriver:
             self._record.write(self._own_record(self._seen.mark, was_swapped=True))
             self._seen.refuse(fault)
         if lost := self._files.lost():
-            if self._files.log_is_gone:
+            if self._files.log_is_gone and self._files.main_is_known:
                 # Whoever starts later would not find what stands only there.
                 copy_log(self._connection, "FULL")
             _refuse_without(lost, self._seen)

@@ -62,8 +62,11 @@ def look_at_main_file(path: Path) -> Sight | None:
 
 
 def copy_log(connection: sqlite3.Connection, mode: str = "PASSIVE") -> bool:
-    """Copy the log into the main file; whether all of it is there, and on the disk. Raises `sqlite3.Error`."""
-    is_busy, in_log, copied = connection.execute(f"PRAGMA wal_checkpoint({mode})").fetchone()
+    """Copy the log into the main file; whether all of it is there, and on the disk."""
+    try:
+        is_busy, in_log, copied = connection.execute(f"PRAGMA wal_checkpoint({mode})").fetchone()
+    except sqlite3.Error:  # a full disk, say: the log still holds everything
+        return False
     return not is_busy and in_log == copied
 
 
@@ -134,6 +137,8 @@ class OpenFiles:
         self._seen = seen
         self._log, self._index = beside(path, "-wal"), beside(path, "-shm")
         self._state: tuple[int, int] | None = None
+        self.main_is_known = False
+        """Whether the last look at the main file alone could read it."""
         self.refresh()
         self._opened = [_inode(one) for one in self._about]
 
@@ -176,6 +181,7 @@ class OpenFiles:
     def _lacks_something(self) -> bool:
         state = _state(_about(self._path))
         main = look_at_main_file(self._path)
+        self.main_is_known = main is not None
         if main is not None:
             if main.ledger_id != self._seen.ledger_id or (main.mark or 0) < self._seen.main_mark:
                 return True

@@ -155,8 +155,8 @@ def _refuse_other_main_file(path: Path, record: Record) -> None:
         _refuse(
             path,
             "was overwritten while services used it, and their log may have been copied into what lies there",
-            f"put the right one back while all services are stopped, keep a copy of {path.name}-wal, "
-            f"and if you have done so, delete {path.name}.identity",
+            f"put the right one back while all services are stopped, keep a copy of {path.name}-wal first, "
+            f"and if you have put the right one back, delete only {path.name}.identity",
         )
     if main is not None and (main.mark or 0) < record.main_mark:
         _refuse(path, "was overwritten by an older one", _cure_of_other(path))
@@ -197,7 +197,10 @@ def _identify(path: Path) -> Sight:
         is_on_disk = copy_log(connection, "PASSIVE" if has_id else "FULL")
         main = look_at_main_file(path)
         if main is not None and main.ledger_id is None:
-            raise Misconfigured(f"{SETTING}: somebody reads {path} for long: end that, and start again")
+            raise Misconfigured(
+                f"{SETTING}: the log of {path} cannot be copied into it, because somebody reads it for long or the "
+                "disk is full: end that, and start again"
+            )
         sight = look(connection)
     main_mark = (main.mark or 0) if main is not None and is_on_disk else 0
     with contextlib.closing(RecordFile(path)) as file:

@@ -18,7 +18,7 @@ from services.cli.checks_ledger import check_ledger
 from services.errors import LedgerUnavailable, Misconfigured
 from services.ledger import connection as ledger_connection
 from services.ledger import sqlite, sqlite_setup
-from services.ledger.sqlite_files import lock_path
+from services.ledger.sqlite_files import lock_path, look_at_main_file
 
 LOG_PAGES = 1_000
 """With so many pages in the log, SQLite copies it into the main file."""
@@ -448,8 +448,31 @@ async def test_a_checkpoint_that_was_cut_short_leaves_a_ledger_that_starts(path,
         killed = crashed(path, tmp_path / "killed", "-wal")
     os.truncate(killed, size)  # the first pages were copied already, and tell of more than there is
 
+    main = look_at_main_file(killed)
+    assert main is not None  # so it can still be told from another one
+    assert main.ledger_id == asked(path, "SELECT value FROM meta WHERE name = 'ledger_id'")[0][0]
     async with opened(killed) as connection:
         assert await Ledger(connection).status(f"99-{'x' * 3_000}")
+        await Ledger(connection).accepted("last")
+
+
+def tear(path, page):
+    """Another process writes, as in `copy_over`."""
+    subprocess.run(
+        ["dd", "if=/dev/zero", f"of={path}", "bs=4096", f"seek={page - 1}", "count=1", "conv=notrunc", "status=none"],
+        check=True,
+    )
+
+
+async def test_a_page_that_was_torn_and_stands_whole_in_the_log_leaves_a_ledger_that_starts(path, tmp_path):
+    async with opened(path) as connection:
+        await Ledger(connection).accepted("first")
+        killed = crashed(path, tmp_path / "killed", "-wal")
+    [(page,)] = asked(path, "SELECT rootpage FROM sqlite_master WHERE name = 'sqlite_sequence'")
+    tear(killed, page)
+
+    async with opened(killed) as connection:
+        assert await Ledger(connection).status("first")
         await Ledger(connection).accepted("last")
 
 
@@ -477,6 +500,18 @@ async def test_a_deleted_log_is_never_copied_into_a_backup_that_a_start_accepts(
     async with opened(path) as connection:
         assert await Ledger(connection).status("first")
     assert asked(path, "PRAGMA integrity_check") == [("ok",)]
+
+
+async def test_a_deleted_log_is_not_copied_into_a_file_that_cannot_be_judged(path):
+    async with opened(path) as connection:
+        await Ledger(connection).accepted("first")
+        [(page,)] = asked(path, "SELECT rootpage FROM sqlite_master WHERE name = 'sqlite_sequence'")
+        beside(path, "-wal").unlink()
+        tear(path, page)
+        torn = path.read_bytes()
+        with pytest.raises(LedgerUnavailable, match="has lost ledger"):
+            await Ledger(connection).accepted("lost")
+        assert path.read_bytes() == torn
 
 
 async def test_a_backup_that_was_put_before_the_log_of_a_crash_is_refused(path, tmp_path):
