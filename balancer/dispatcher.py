@@ -187,17 +187,13 @@ class Dispatcher:
         faults = await asyncio.gather(*(self._publish_to(one, hints[one]) for one in hints))
         crash_point("balancer.published")
         failed = {one: fault for one, fault in zip(hints, faults, strict=True) if fault is not None}
-        back = self._reach.note_reached(one for one in hints if one not in failed)
-        if back:
-            log.info("substations_reached_again", substations=", ".join(back))
+        for one in self._reach.note_reached(one for one in hints if one not in failed):
+            log.info("substation_reached_again", substation=one)
         for one in failed:
             self._metrics.unreached.labels(one).inc(len(hints[one]))
         told = self._reach.note_failed({one: len(hints[one]) for one in failed}, monotonic_s())
-        if told:
-            cause = str(failed[next(iter(told))])
-            log.warning(
-                "substations_not_reached", substations=", ".join(told), requests=sum(told.values()), cause=cause
-            )
+        for one, requests in told.items():
+            log.warning("substation_not_reached", substation=one, requests=requests, cause=str(failed[one]))
 
     async def _publish_to(self, substation: str, hints: Sequence[Hint]) -> Unroutable | BrokerUnavailable | None:
         # The rows stay assigned whatever comes of it. If they went back, they would be sent to the same substation at

@@ -14,22 +14,25 @@ TELL_EVERY_S = 30.0
 
 
 @dataclass(slots=True)
-class _Unreached:
+class _Known:
     avoided_until_s: float
+    is_told: bool = False
+    """Whether a log line says that it is not reached, and none since that it is reached again."""
     told_at_s: float | None = None
+    """It outlives a publish that succeeds: a fault that comes and goes must not be told each time."""
     untold: int = 0
     """Requests that were left to the ledger since the last log line."""
 
 
 class Reach:
-    """What one balancer knows of its own publishes; a publish that succeeds ends whatever was known before."""
+    """What one balancer knows of its own publishes; a substation that a publish reaches is avoided no longer."""
 
     def __init__(self) -> None:
-        self._unreached: dict[str, _Unreached] = {}
+        self._known: dict[str, _Known] = {}
 
     def avoided(self, now_s: float) -> frozenset[str]:
         """The substations that are to be chosen last."""
-        return frozenset(one for one, known in self._unreached.items() if now_s < known.avoided_until_s)
+        return frozenset(one for one, known in self._known.items() if now_s < known.avoided_until_s)
 
     def note_failed(self, requests: Mapping[str, int], now_s: float) -> dict[str, int]:
         """Note failed publishes: how many requests each was for, by substation.
@@ -39,13 +42,22 @@ class Reach:
         """
         told: dict[str, int] = {}
         for substation, count in requests.items():
-            known = self._unreached.setdefault(substation, _Unreached(now_s))
+            known = self._known.setdefault(substation, _Known(now_s))
             known.avoided_until_s = now_s + AVOID_FOR_S
             known.untold += count
             if known.told_at_s is None or now_s - known.told_at_s >= TELL_EVERY_S:
                 told[substation], known.told_at_s, known.untold = known.untold, now_s, 0
+                known.is_told = True
         return told
 
     def note_reached(self, substations: Iterable[str]) -> list[str]:
-        """Note confirmed publishes; returns those substations that were not reached before."""
-        return [one for one in substations if self._unreached.pop(one, None) is not None]
+        """Note confirmed publishes; returns the substations that were told as not reached, and are now."""
+        back = []
+        for substation in substations:
+            known = self._known.get(substation)
+            if known is None:
+                continue
+            if known.is_told:
+                back.append(substation)
+            known.avoided_until_s, known.is_told = 0.0, False
+        return back

@@ -209,6 +209,6 @@ def test_a_substation_whose_binding_is_gone_gets_its_requests_by_its_heartbeat_a
     assert {history[-1].status for history in histories} == {"completed"}
     assert max(history[-1].attempt for history in histories) <= 3
     assert {line.substation for history in histories for line in history} >= {"north", "south"}
-    told = [line for line in stack.said_by("balancer")[began:] if line["event"] == "substations_not_reached"]
-    assert {line["substations"] for line in told} <= {"north"}
+    told = [line for line in stack.said_by("balancer")[began:] if line["event"] == "substation_not_reached"]
+    assert {line["substation"] for line in told} <= {"north"}
     assert len(told) <= 2  # one in 30 s

@@ -1,6 +1,7 @@
 """Substations that no message reaches: their requests stay assigned, and others are preferred for a while."""
 
 import asyncio
+import json
 
 import pytest
 from harness.dispatch_parts import DispatchParts
@@ -10,6 +11,7 @@ from balancer.dispatcher import MESSAGE_GRACE_MS
 from balancer.reach import AVOID_FOR_S, TELL_EVERY_S
 from services.errors import BrokerUnavailable, Unroutable
 from services.ledger.states import Status
+from services.logs import configure_logs
 
 NO_QUEUE = Unroutable("no queue takes 'charge.assignments' with key 'north'")
 
@@ -88,7 +90,7 @@ async def test_while_no_substation_can_be_reached_all_are_used_evenly(parts):
 async def test_what_is_not_reached_is_told_once_a_period_with_the_number_of_requests_and_then_that_it_is_reached(
     parts, clock
 ):
-    told = {"event": "substations_not_reached", "log_level": "warning", "substations": "north", "cause": str(NO_QUEUE)}
+    told = {"event": "substation_not_reached", "log_level": "warning", "substation": "north", "cause": str(NO_QUEUE)}
     with capture_logs() as lines:
         await submit(parts, *range(60))
         assert lines == [told | {"requests": 1}]
@@ -99,19 +101,40 @@ async def test_what_is_not_reached_is_told_once_a_period_with_the_number_of_requ
 
         del parts.publisher.faults["north"]
         await submit(parts, 62, 63)
-    assert lines[2:] == [{"event": "substations_reached_again", "log_level": "info", "substations": "north"}]
+    assert lines[2:] == [{"event": "substation_reached_again", "log_level": "info", "substation": "north"}]
 
 
-async def test_who_are_not_reached_at_once_share_a_line(parts):
+async def test_each_substation_that_is_not_reached_has_a_line_of_its_own_which_the_log_lets_through(parts, capsys):
     parts.publisher.faults["south"] = BrokerUnavailable("no confirm")
+    configure_logs("balancer", "balancer-1", "INFO", "json")
+
+    await parts.submit(*(f"r{number}" for number in range(10)))
+
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    told = [(one["event"], one["substation"], one["requests"], one["cause"]) for one in lines]
+    assert sorted(told) == [
+        ("substation_not_reached", "north", 5, str(NO_QUEUE)),
+        ("substation_not_reached", "south", 5, "no confirm"),
+    ]
+
+
+async def test_a_substation_that_is_reached_now_and_then_is_told_once_a_period(parts, clock):
+    async def fail_and_recover(number):
+        parts.publisher.faults["north"] = NO_QUEUE
+        await submit(parts, f"{number}a", f"{number}b")
+        del parts.publisher.faults["north"]
+        clock.now_s += AVOID_FOR_S
+        await submit(parts, f"{number}c", f"{number}d")
 
     with capture_logs() as lines:
-        await parts.submit(*(f"r{number}" for number in range(10)))
+        for number in range(4):
+            await fail_and_recover(number)
+        assert [one["event"] for one in lines] == ["substation_not_reached", "substation_reached_again"]
 
-    assert [(one["event"], one["substations"], one["requests"]) for one in lines] in (
-        [("substations_not_reached", "north, south", 10)],
-        [("substations_not_reached", "south, north", 10)],
-    )
+        clock.now_s += TELL_EVERY_S
+        await fail_and_recover(4)
+    assert [one["event"] for one in lines[2:]] == ["substation_not_reached", "substation_reached_again"]
+    assert [one["requests"] for one in lines if "requests" in one] == [1, 4]
 
 
 async def test_a_substation_that_a_message_reaches_again_is_chosen_like_any_other(parts, clock):
