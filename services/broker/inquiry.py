@@ -5,6 +5,7 @@ question about something that is missing closes the channel that it was asked on
 """
 
 import contextlib
+import enum
 from collections.abc import AsyncIterator, Awaitable, Callable
 
 from aio_pika.abc import AbstractChannel
@@ -17,6 +18,17 @@ from services.broker.session import Session
 from services.errors import BrokerUnavailable
 
 Question = Callable[[AbstractChannel], Awaitable[object]]
+
+
+class Untold(enum.Enum):
+    """What stands for an answer that the broker refuses to give; see `UNTOLD`."""
+
+    UNTOLD = "untold"
+
+
+UNTOLD = Untold.UNTOLD
+"""Since RabbitMQ 4.3 only a user with some right on an exchange or a queue may ask about it."""
+
 Objection = ChannelClosed | RightLacking
 """What the broker has against a question."""
 
@@ -48,16 +60,14 @@ class Inquiry:
                 await within(1, "closing a channel", self._channel.close())
 
     async def absent_exchanges(self, role: topology.Role) -> dict[str, ChannelNotFoundEntity]:
-        """The exchanges of the role that are not there, with the broker's words.
+        """The exchanges of the role that are not there, with the broker's words."""
+        looked = {name: await self.absence(name) for name in role.exchanges}
+        return {name: objection for name, objection in looked.items() if objection is not None}
 
-        Of the others nothing is asked: since RabbitMQ 4.3 only a user with some right on an exchange may ask about it.
-        """
-        absent = {}
-        for name in role.exchanges:
-            objection = await self.ask(lambda channel, name=name: channel.get_exchange(name))  # type: ignore[misc]
-            if isinstance(objection, ChannelNotFoundEntity):
-                absent[name] = objection
-        return absent
+    async def absence(self, exchange: str) -> ChannelNotFoundEntity | None:
+        """The broker's words where an exchange is not there; None where it is, and where the broker does not tell."""
+        objection = await self.ask(lambda channel: channel.get_exchange(exchange))
+        return objection if isinstance(objection, ChannelNotFoundEntity) else None
 
     async def rights_lacking(self, role: topology.Role) -> list[RightLacking]:
         """The rights that the user lacks on the exchanges of its role, as far as these exchanges are there."""
@@ -77,15 +87,18 @@ class Inquiry:
 
         return unbind
 
-    async def consumers(self, queue: str) -> int | None:
-        """How many consumers a queue has; None where there is no such queue."""
+    async def consumers(self, queue: str) -> int | Untold | None:
+        """How many consumers a queue has; None where there is no such queue, `UNTOLD` where the broker refuses."""
         found = 0
 
         async def declare(channel: AbstractChannel) -> None:
             nonlocal found
             found = (await channel.declare_queue(queue, passive=True)).declaration_result.consumer_count or 0
 
-        return None if isinstance(await self.ask(declare), ChannelNotFoundEntity) else found
+        objection = await self.ask(declare)
+        if isinstance(objection, ChannelNotFoundEntity):
+            return None
+        return found if objection is None else UNTOLD
 
 
 @contextlib.asynccontextmanager

@@ -35,6 +35,9 @@ EVENT_QUEUE_ARGUMENTS: Mapping[str, Any] = {"x-max-length": 1_000, "x-overflow":
 PROBE = "probe"
 """The type of a message that only shows that a queue is bound; whoever consumes it acks it."""
 
+MEND = "run `evenload mend` (elsewhere than beside `make run`: with --console URL)"
+"""The cure of a thing that is missing; a service does not know whether it runs beside `make run`."""
+
 DELIVERY_LIMIT = 20
 TAKE_APART_AFTER = 3
 """Deliveries after which an envelope is handled hint by hint, so that one poisoned hint is found."""
@@ -84,6 +87,11 @@ class Role:
     hears: str = EVENTS
 
     @property
+    def rights(self) -> dict[str, str]:
+        """The patterns by the broker's names of the rights."""
+        return {"configure": self.configure, "write": self.write, "read": self.read}
+
+    @property
     def exchanges(self) -> tuple[str, ...]:
         """All exchanges that the role has a right on."""
         return tuple(dict.fromkeys((*self.publishes_to, self.hears)))
@@ -131,16 +139,7 @@ def definitions(passwords: Mapping[str, str]) -> dict[str, Any]:
             }
             for user, password in passwords.items()
         ],
-        "permissions": [
-            {
-                "user": user,
-                "vhost": VHOST,
-                "configure": ROLES[user].configure,
-                "write": ROLES[user].write,
-                "read": ROLES[user].read,
-            }
-            for user in passwords
-        ],
+        "permissions": [{"user": user, "vhost": VHOST, **ROLES[user].rights} for user in passwords],
         **{kind: [{**one, "vhost": VHOST} for one in ones] for kind, ones in topology().items()},
     }
 

@@ -26,7 +26,7 @@ RIGHTS_EVERY_S = 10.0
 QUEUES_PER_LOOK = 20
 """A process with a hundred substations asks for all their queues within five looks, and leaves the broker some time."""
 ROUTE_PROBE_EVERY_S = 10.0
-CURE = "run `evenload mend`"
+CURE = topology.MEND
 
 QUEUE_BEHIND = {topology.REQUESTS: topology.INTAKE, topology.DEAD: topology.GRAVEYARD}
 """The queue that takes what a role publishes to an exchange; only an administrator may make it."""
@@ -134,8 +134,8 @@ class Upkeep:
         if exchange != topology.REQUESTS or is_absent:
             return []  # what is published to the dead lies there for people: nobody tries that out
         is_routed, told_at_s = self._publisher.last_routed(exchange)
-        # Where nobody consumes, the messages of each try would stay.
-        if not is_routed or (consumers and monotonic_s() - told_at_s > ROUTE_PROBE_EVERY_S):
+        # Where nobody consumes, the messages of each try would stay. Where that is untold, somebody may consume.
+        if not is_routed or (consumers != 0 and monotonic_s() - told_at_s > ROUTE_PROBE_EVERY_S):
             is_routed = await self._is_routed(exchange)
         return [] if is_routed else [f"queue {queue!r} is not bound to exchange {exchange!r}"]
 

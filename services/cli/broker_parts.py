@@ -70,7 +70,8 @@ async def look(console: Console) -> Shown:
 def compare(shown: Shown, *, are_users_ours: bool) -> list[Part]:
     """Each thing that the broker must have, as far as the user may see its kind.
 
-    Where `are_users_ours`, each role must have a user of its name; else only those users count that are there.
+    Where `are_users_ours`, each role must have a user of its name. Else only those users of services count that are
+    there: a person may have any rights at a broker of others.
     """
     if not shown.has_vhost:
         return [Part("vhost", shown.vhost, f"vhost {shown.vhost!r} is missing")]
@@ -164,11 +165,15 @@ def _overruled(rows: Rows, queues: Collection[str]) -> Iterator[Part]:
 
 NAMES = (*topology.EXCHANGES, topology.INTAKE, topology.GRAVEYARD, topology.substation_queue("any"), f"amq_{'0' * 32}")
 """A name of each kind of thing that a right may be about."""
+PEOPLE = tuple(user for user, role in topology.ROLES.items() if role.tags)
+"""Users that no service has. At a broker of others, these names may be those of somebody else."""
 
 
 def _rights(rows: Rows, users: Collection[str], *, are_users_ours: bool) -> Iterator[Part]:
     granted = {row["user"]: row for row in rows}
     for user, role in topology.ROLES.items():
+        if user in PEOPLE and not are_users_ours:
+            continue
         if user not in users:
             if are_users_ours:
                 cure = "stop the stack and start it again with `make run`: its broker makes its users at the start"
@@ -178,14 +183,34 @@ def _rights(rows: Rows, users: Collection[str], *, are_users_ours: bool) -> Iter
         if row is None:
             yield Part("rights", user, f"user {user!r} has no rights in the vhost")
             continue
-        wanted = {"configure": role.configure, "write": role.write, "read": role.read}
         lacking = [
-            f"{right} {name}"
-            for right, pattern in wanted.items()
-            for name in NAMES
-            if _matches(pattern, name) and not _matches(row[right], name)
+            f"{right} {name}" for right, pattern in role.rights.items() for name in _lacking(pattern, row[right])
         ]
         yield Part("rights", user, f"user {user!r} lacks rights ({', '.join(lacking)})" if lacking else "")
+
+
+def rights_to_grant(user: str, shown: Shown) -> dict[str, str]:
+    """The rights of a user of ours: what it has, and beside it what it lacks; nothing is taken away."""
+    granted = next((row for row in shown.rows["permissions"] or () if row["user"] == user), {})
+    return {right: _widened(granted.get(right, ""), by=wanted) for right, wanted in topology.ROLES[user].rights.items()}
+
+
+def _widened(pattern: str, *, by: str) -> str:
+    if not pattern:  # it matches nothing
+        return by
+    return f"(?:{pattern}){_beside(by)}" if _lacking(by, pattern) else pattern
+
+
+def _beside(pattern: str) -> str:
+    return f"|(?:{pattern})"
+
+
+def _lacking(wanted: str, granted: str) -> list[str]:
+    """The names that a wanted pattern matches, and a granted one does not."""
+    # Not every pattern that the broker reads can be read here; what was granted beside it is known nevertheless.
+    if granted.endswith(_beside(wanted)):
+        return []
+    return [name for name in NAMES if _matches(wanted, name) and not _matches(granted, name)]
 
 
 _COMPARED: Mapping[str, Callable[[Rows], Iterator[Part]]] = {
@@ -211,4 +236,4 @@ def _matches(pattern: str, name: str) -> bool:
 
 
 def _delete_first(thing: str) -> str:
-    return f"delete that {thing} at the console, which loses no request, and run `evenload mend`"
+    return f"delete that {thing} at the console, which loses no request, and {topology.MEND}"

@@ -3,13 +3,15 @@
 import asyncio
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from yarl import URL
-
 from services.broker import topology
+from services.broker.address import BrokerAddress
+from services.broker.calls import within
 from services.broker.connection import connected as broker_connected
-from services.broker.visible import Visible, look_around
+from services.broker.inquiry import UNTOLD, inquiring
+from services.broker.session import Session
 from services.cli.broker_parts import Rows, Shown, compare, look
 from services.cli.checks import Check, Finding, note, ok, problem
 from services.cli.console import ALARMS, Console, ConsoleRefused, ConsoleUnusable
@@ -19,12 +21,22 @@ from services.local.running import RunningStack
 
 ANSWERS_WITHIN_S = 5.0
 NAMES_SHOWN = 5
-MEND = "run `evenload mend`"
 MEND_THERE = "run `evenload mend --console {}`"
 ALARM_CURES = {
     "memory": "let its queues become shorter, or raise vm_memory_high_watermark",
     "disk": "free space on its disk, or lower disk_free_limit",
 }
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What any user of the broker sees by AMQP, which tells neither of bindings and policies nor of a queue's type."""
+
+    absent_exchanges: list[str]
+    consumers: Mapping[str, int]
+    """How many consumers each queue has that is there, by its name."""
+    untold: frozenset[str]
+    """The queues that this user may not ask about."""
 
 
 async def check_broker(
@@ -40,9 +52,9 @@ async def check_broker(
         return [note("broker", "none is named, and no stack runs that has one")]
     seen = await _by_amqp(url, registered) if url else None
     if has_console:
-        checks = await _by_console(console_url, registered, seen if isinstance(seen, Visible) else None)
+        checks = await _by_console(console_url, registered, seen if isinstance(seen, Seen) else None)
     else:
-        checks = _as_far_as_seen(seen, registered) if isinstance(seen, Visible) else []
+        checks = _as_far_as_seen(seen, registered) if isinstance(seen, Seen) else []
     # What is missing explains, too, why the broker refuses a service.
     if any(one.finding is Finding.PROBLEM for one in checks):
         return checks
@@ -52,13 +64,13 @@ async def check_broker(
     return [ok("broker", f"answers at {place}" + (", and nothing is missing there" if has_console else "")), *checks]
 
 
-async def _by_amqp(url: str, registered: Sequence[str]) -> Visible | Check:
+async def _by_amqp(url: str, registered: Sequence[str]) -> Seen | Check:
     """What the services' user sees there, or why it sees nothing."""
     queues = [topology.INTAKE, topology.GRAVEYARD, *map(topology.substation_queue, registered)]
     log = "see the log of rabbitmq"
     try:
-        async with asyncio.timeout(ANSWERS_WITHIN_S), broker_connected(url, "evenload doctor", 0) as connection:
-            return await look_around(lambda: connection.channel(publisher_confirms=False), queues)
+        async with asyncio.timeout(ANSWERS_WITHIN_S), broker_connected(url, "evenload doctor", 0) as session:
+            return await within(ANSWERS_WITHIN_S, "looking at exchanges and queues", _look_around(session, queues))
     except Misconfigured as error:
         cause, _, cure = str(error).rpartition(": ")
         return problem("broker", cause.removeprefix("EVENLOAD_AMQP_URL: "), cure)
@@ -68,11 +80,20 @@ async def _by_amqp(url: str, registered: Sequence[str]) -> Visible | Check:
         return problem("broker", f"{_place(url)} does not answer within {ANSWERS_WITHIN_S:g} s", log)
 
 
+async def _look_around(session: Session, queues: Sequence[str]) -> Seen:
+    async with inquiring(session) as inquiry:
+        absent = [one for one in topology.EXCHANGES if await inquiry.absence(one) is not None]
+        told = {one: await inquiry.consumers(one) for one in queues}
+    consumers = {one: count for one, count in told.items() if isinstance(count, int)}
+    return Seen(absent, consumers, frozenset(one for one in queues if told[one] is UNTOLD))
+
+
 def _place(url: str) -> str:
-    return f"{URL(url).host}:{URL(url).port or 5672}"
+    address = BrokerAddress(url)
+    return f"{address.url.host_subcomponent}:{address.port}"
 
 
-def _as_far_as_seen(seen: Visible, registered: Sequence[str]) -> list[Check]:
+def _as_far_as_seen(seen: Seen, registered: Sequence[str]) -> list[Check]:
     """What AMQP alone tells, and what it does not tell."""
     mend = MEND_THERE.format("URL")
     faults = [problem("broker", f"exchange {one!r} is missing", mend) for one in seen.absent_exchanges]
@@ -84,13 +105,13 @@ def _as_far_as_seen(seen: Visible, registered: Sequence[str]) -> list[Check]:
     return [*faults, note("broker", "bindings, policies, rights and alarms were not looked at", cure)]
 
 
-async def _by_console(console_url: str, registered: Sequence[str], seen: Visible | None) -> list[Check]:
+async def _by_console(console_url: str, registered: Sequence[str], seen: Seen | None) -> list[Check]:
     """What is wrong, and what could not be looked at; empty where all is well."""
     try:
         console = find_console(console_url)
         shown = await look(console)
         parts = compare(shown, are_users_ours=console.is_own)
-        mend = MEND if console.is_own else MEND_THERE.format(console.url)
+        mend = topology.MEND if console.is_own else MEND_THERE.format(console.url)
         checks = [problem("broker", one.fault, one.cure or mend) for one in parts if one.fault]
         if shown.has_vhost:
             consumers = await _consumers(console, shown) if seen is None or seen.untold else seen.consumers

@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from services.broker import topology
-from services.cli.broker_parts import Part, compare, look
+from services.cli.broker_parts import Part, Shown, compare, look, rights_to_grant
 from services.cli.console import ADMINISTRATOR, Console, ConsoleRefused
 from services.cli.console_search import find_console
 from services.cli.output import EXIT_FAILED, make_console, print_json, text
@@ -64,16 +64,16 @@ async def mend(console: Console) -> list[Mended]:
             "set EVENLOAD_CONSOLE_USER and EVENLOAD_CONSOLE_PASSWORD to one"
         )
     reasons: dict[str, str | None] = {}
-    before = await _compare(console)
-    began_with = before
-    if before[0].fault:  # the vhost
+    shown = await look(console)
+    began_with = before = _compare(console, shown)
+    if not shown.has_vhost:
         reasons["vhost"] = await console.change("PUT", "/api/vhosts/{vhost}", {})
-        before = await _compare(console)
+        shown = await look(console)
+        before = _compare(console, shown)
     wrong = {(one.kind, one.name) for one in before if one.is_mendable}
     # First, because whoever declares something needs the right to it.
     for user in [name for kind, name in wrong if kind == "rights"]:
-        role = topology.ROLES[user]
-        body = {"configure": role.configure, "write": role.write, "read": role.read}
+        body = rights_to_grant(user, shown)
         reason = await console.change("PUT", f"/api/permissions/{{vhost}}/{quote(user)}", body)
         reasons["rights"] = reasons.get("rights") or reason
     definitions = {word: _missing(kind, wrong) for kind, word in IMPORTED.items()}
@@ -81,11 +81,11 @@ async def mend(console: Console) -> list[Mended]:
         reason = await console.change("POST", "/api/definitions/{vhost}", definitions)
         reasons |= dict.fromkeys(IMPORTED, reason)
     were_wrong = {(one.kind, one.name) for one in began_with if one.fault} | wrong
-    return [_became(one, were_wrong, reasons.get(one.kind)) for one in await _compare(console)]
+    return [_became(one, were_wrong, reasons.get(one.kind)) for one in _compare(console, await look(console))]
 
 
-async def _compare(console: Console) -> list[Part]:
-    return compare(await look(console), are_users_ours=console.is_own)
+def _compare(console: Console, shown: Shown) -> list[Part]:
+    return compare(shown, are_users_ours=console.is_own)
 
 
 def _missing(kind: str, wrong: set[tuple[str, str]]) -> list[dict[str, object]]:

@@ -74,14 +74,14 @@ def test_a_balancer_says_what_it_waits_for_and_goes_on_once_it_is_there(start, v
 def test_a_process_tells_at_its_readyz_its_metrics_and_its_log_what_is_missing_at_the_broker(start, vhost):
     gateway, balancer = start("gateway").until_ready(), start("balancer").until_ready()
     api(vhost.broker, "DELETE", f"exchanges/{vhost.name}/{topology.EVENTS}")
-    told = "the broker's topology is incomplete: exchange 'charge.events' is missing: run `evenload mend`\n"
+    told = f"the broker's topology is incomplete: exchange 'charge.events' is missing: {topology.MEND}\n"
 
     until(lambda: readiness(balancer.admin_port) == (503, f"not ready: {told}"), told, 60)
     until(lambda: readiness(gateway.admin_port) == (200, f"ready\ndegraded: {told}"), told, 60)
     for one in (gateway, balancer):
         assert "\nevenload_broker_topology_missing 1.0\n" in one.metrics()
         [line] = one.said("broker_topology_incomplete")
-        assert (line["cause"], line["cure"]) == ("exchange 'charge.events' is missing", "run `evenload mend`")
+        assert (line["cause"], line["cure"]) == ("exchange 'charge.events' is missing", topology.MEND)
     api(vhost.broker, "POST", f"definitions/{vhost.name}", topology.topology())
     for one in (gateway, balancer):
         until(lambda one=one: readiness(one.admin_port) == (200, "ready\n"), "well", 60)

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 from dataclasses import dataclass, field
 
+import aio_pika
 import pytest
 from harness.broker import api
 from harness.broker_sessions import DEADLINE_S, eventually, meanwhile
@@ -20,7 +21,6 @@ from services.broker.upkeep import Upkeep
 from services.errors import BrokerUnavailable, Unroutable
 from services.messages import Hint
 
-CURE = "run `evenload mend`"
 SUBSTATIONS = ("north", "east", "south")
 
 
@@ -44,7 +44,7 @@ class Process:
         return self.upkeep.fault(), self.registry.get_sample_value("evenload_broker_topology_missing")
 
     async def until_told(self, *missing):
-        cause = f"the broker's topology is incomplete: {'; '.join(missing)}: {CURE}"
+        cause = f"the broker's topology is incomplete: {'; '.join(missing)}: {topology.MEND}"
         await eventually(lambda: self.told() == (cause, len(missing)), f"{cause}, not {self.told()}")
 
     async def until_whole(self):
@@ -118,13 +118,16 @@ def unbind(vhost, exchange, queue, key=""):
 
 def permit(vhost, role, **other):
     """Give a role's user its rights, but for `other`."""
-    rights = {name: getattr(topology.ROLES[role], name) for name in ("configure", "write", "read")}
-    api(vhost.broker, "PUT", f"permissions/{vhost.name}/{role}", rights | other)
+    api(vhost.broker, "PUT", f"permissions/{vhost.name}/{role}", topology.ROLES[role].rights | other)
 
 
 def mend(vhost):
     """What `evenload mend` loads."""
     api(vhost.broker, "POST", f"definitions/{vhost.name}", topology.topology())
+
+
+async def ignore(_message):
+    """Take a probe."""
 
 
 async def until_routed(publisher, *substations):
@@ -174,7 +177,7 @@ async def test_the_exchange_of_the_assignments_is_told_by_all_who_need_it_and_bo
     told = [line for line in lines if line["event"].startswith("broker_topology")]
     assert [line["event"] for line in told] == ["broker_topology_incomplete"] * 2 + ["broker_topology_whole"] * 2
     assert {(line["cause"], line["cure"], line["missing"]) for line in told[:2]} == {
-        (f"exchange '{topology.ASSIGNMENTS}' is missing", CURE, 1)
+        (f"exchange '{topology.ASSIGNMENTS}' is missing", topology.MEND, 1)
     }
 
 
@@ -229,6 +232,19 @@ async def test_a_gateway_notices_that_the_intake_is_not_bound_though_nobody_send
     assert chooser.received == [Hint("a", 0)]
     assert chooser.settled(topology.INTAKE) == 1  # the probes were no work
     assert vhost.queue(topology.GRAVEYARD).get("messages", 0) == 0
+
+
+async def test_a_gateway_notices_that_too_where_it_may_not_ask_how_many_consume(vhost, monkeypatch):
+    monkeypatch.setattr("services.broker.upkeep.ROUTE_PROBE_EVERY_S", 0.2)
+    async with gateway(vhost) as door, await aio_pika.connect(vhost.amqp_url("operator")) as owner:
+        delete(vhost, "queues", topology.INTAKE)
+        # Since RabbitMQ 4.3 the gateway has no right to ask; every broker refuses to tell of a queue of somebody else.
+        intake = await (await owner.channel()).declare_queue(topology.INTAKE, exclusive=True)
+        await intake.bind(topology.REQUESTS, "")
+        await intake.consume(ignore, no_ack=True)
+        await door.until_whole()
+        await intake.unbind(topology.REQUESTS, "")
+        await door.until_told(f"queue '{topology.INTAKE}' is not bound to exchange '{topology.REQUESTS}'")
 
 
 @pytest.mark.parametrize(

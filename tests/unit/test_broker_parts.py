@@ -1,5 +1,7 @@
 """What a broker must have, held against what a console shows that no test can bring about at a real one."""
 
+import asyncio
+import contextlib
 import copy
 
 import pytest
@@ -68,6 +70,49 @@ def test_an_unreadable_right_grants_nothing():
     write = [f"write {one}" for one in (topology.ASSIGNMENTS, topology.EVENTS, topology.DEAD, f"amq_{'0' * 32}")]
     read = [f"read {one}" for one in (topology.EVENTS, topology.INTAKE, f"amq_{'0' * 32}")]
     assert said == f"user 'balancer' lacks rights ({', '.join([*write, *read])})"
+
+
+class Frozen:
+    """A session with a broker that answers nothing more, and whose library does not let go of a call."""
+
+    def __init__(self):
+        self.ended = asyncio.Event()
+
+    async def channel(self, **_options):
+        return self
+
+    async def get_exchange(self, _name):
+        while not self.ended.is_set():
+            with contextlib.suppress(asyncio.CancelledError):
+                await self.ended.wait()
+
+    async def close(self):
+        return
+
+
+@pytest.mark.parametrize(
+    ("address", "place"),
+    [
+        ("amqp://any@host/evenload", "host:5672"),
+        ("amqps://any@host/evenload", "host:5671"),
+        ("amqps://any@host:7000/evenload", "host:7000"),
+        ("amqp://any@[::1]/evenload", "[::1]:5672"),
+    ],
+)
+async def test_a_broker_that_falls_silent_holds_up_the_doctor_no_longer_than_its_deadline(monkeypatch, address, place):
+    session = Frozen()
+    monkeypatch.setattr("services.cli.checks_broker.ANSWERS_WITHIN_S", 0.05)
+    monkeypatch.setattr(
+        "services.cli.checks_broker.broker_connected", lambda *_address: contextlib.nullcontext(session)
+    )
+    looking = asyncio.create_task(check_broker(None, address, "", []))
+    await asyncio.wait({looking}, timeout=20)
+    is_done = looking.done()
+    session.ended.set()
+
+    [first, *_] = await looking
+    assert is_done
+    assert (first.finding, first.said) == (Finding.PROBLEM, f"{place} does not answer within 0.05 s")
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ import json
 
 import pytest
 from harness.dispatch_parts import DispatchParts
+from harness.in_process import logging_restored
 from structlog.testing import capture_logs
 
 from balancer.dispatcher import MESSAGE_GRACE_MS
@@ -106,9 +107,9 @@ async def test_what_is_not_reached_is_told_once_a_period_with_the_number_of_requ
 
 async def test_each_substation_that_is_not_reached_has_a_line_of_its_own_which_the_log_lets_through(parts, capsys):
     parts.publisher.faults["south"] = BrokerUnavailable("no confirm")
-    configure_logs("balancer", "balancer-1", "INFO", "json")
-
-    await parts.submit(*(f"r{number}" for number in range(10)))
+    with logging_restored():
+        configure_logs("balancer", "balancer-1", "INFO", "json")
+        await parts.submit(*(f"r{number}" for number in range(10)))
 
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     told = [(one["event"], one["substation"], one["requests"], one["cause"]) for one in lines]

@@ -66,7 +66,7 @@ def test_what_the_doctor_finds_missing_at_the_stacks_own_broker_mend_makes_witho
     urllib.request.urlopen(gone, timeout=30).close()  # noqa: S310
 
     broker = doctor(stack, 1)["broker"]
-    assert (broker["said"], broker["cure"]) == ("policy 'charge-work' is missing", "run `evenload mend`")
+    assert (broker["said"], broker["cure"]) == ("policy 'charge-work' is missing", topology.MEND)
     answer = told(stack, "mend")
     assert [one["name"] for one in answer["items"] if one["outcome"] == "made"] == ["charge-work"]
     assert {one["name"] for one in answer["items"] if one["kind"] == "rights"} == set(topology.ROLES)
