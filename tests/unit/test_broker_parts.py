@@ -75,6 +75,9 @@ def test_an_unreadable_right_grants_nothing():
 class Frozen:
     """A session with a broker that answers nothing more, and whose library does not let go of a call."""
 
+    link = None
+    is_closed = False
+
     def __init__(self):
         self.ended = asyncio.Event()
 
