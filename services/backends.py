@@ -48,6 +48,7 @@ async def ledger_opened(life: Life) -> AsyncIterator[LedgerConnection]:
     """
     common = life.common
     async with AsyncExitStack() as stack:
+        life.admin.faults.append(_ledger_awaited)
         try:
             ledger = await stack.enter_async_context(
                 open_ledger(
@@ -67,9 +68,15 @@ async def ledger_opened(life: Life) -> AsyncIterator[LedgerConnection]:
             except BrokerUnavailable as error:
                 log.info("broker_not_looked_at", cause=str(error))
             raise
+        finally:
+            life.admin.faults.remove(_ledger_awaited)
         life.admin.faults.append(lambda: ledger.fault and f"the ledger cannot be written: {ledger.fault}")
         await stack.enter_async_context(life.background(_watch(ledger)))
         yield ledger
+
+
+def _ledger_awaited() -> str:
+    return "waiting for the ledger"
 
 
 @contextlib.asynccontextmanager

@@ -1,6 +1,8 @@
-"""Processes that start before their broker: a gateway accepts at once, the others wait and say for what."""
+"""Processes that start before their broker or ledger: they wait and say for what; a gateway needs no broker."""
 
 import contextlib
+import fcntl
+import os
 
 import pytest
 from harness.broker import api, guarded
@@ -10,6 +12,7 @@ from harness.tcp_proxy import TcpProxy
 from yarl import URL
 
 from services.broker import topology
+from services.ledger.sqlite_files import lock_path
 
 
 @pytest.fixture
@@ -87,3 +90,16 @@ def test_a_process_tells_at_its_readyz_its_metrics_and_its_log_what_is_missing_a
         until(lambda one=one: readiness(one.admin_port) == (200, "ready\n"), "well", 60)
         assert "\nevenload_broker_topology_missing 0.0\n" in one.metrics()
         assert len(one.said("broker_topology_whole")) == 1
+
+
+def test_a_process_says_that_it_waits_for_the_ledger_and_goes_on_once_it_can_be_had(start, tmp_path):
+    gate = os.open(lock_path(tmp_path / "ledger.sqlite"), os.O_RDWR | os.O_CREAT)
+    fcntl.flock(gate, fcntl.LOCK_EX)
+    try:
+        gateway = start("gateway")
+        until(
+            lambda: readiness(gateway.admin_port) == (503, "not ready: waiting for the ledger\n"), "what it lacks", 60
+        )
+    finally:
+        os.close(gate)
+    gateway.until_ready()
