@@ -108,21 +108,30 @@ class Session:
     async def run(self) -> None:
         """Connect, serve until the connection is lost, and connect again, until cancelled."""
         while True:
-            link = Link(self.url, self.name, self.address.tls)
             try:
-                await link.open()
-                self._note_back(link)
-                self.attempted.set()
-                cause = await self._until_lost(link)
+                cause = await self._serve_once()
+            except asyncio.CancelledError as error:
+                if (task := asyncio.current_task()) is not None and task.cancelling():
+                    raise
+                self.cause, cause = error, words(error)  # the library cancels its own futures
             except Exception as error:  # whatever the library raises: nobody else would make the next attempt
                 self.cause, cause = error, words(error)
-            finally:
-                self.link = None
-                self.connected.clear()
-                await link.close()
             self._note_away(cause)
             self.attempted.set()
             await asyncio.sleep(pause_s(monotonic_s() - self._away_since_s))
+
+    async def _serve_once(self) -> str:
+        """Connect, and serve until the connection is lost; returns the cause, or raises what the library raises."""
+        link = Link(self.url, self.name, self.address.tls)
+        try:
+            await link.open()
+            self._note_back(link)
+            self.attempted.set()
+            return await self._until_lost(link)
+        finally:
+            self.link = None
+            self.connected.clear()
+            await link.close()
 
     async def _until_lost(self, link: Link) -> str:
         watching = asyncio.create_task(self._watch(link))
