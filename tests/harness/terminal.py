@@ -24,7 +24,8 @@ class Terminal:
         master, slave = pty.openpty()
         fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", lines, columns, 0, 0))
         self.process = subprocess.Popen(
-            ["setsid", "--ctty", *argv],  # its controlling terminal, so that ^C reaches it as a signal
+            # Its controlling terminal, so that ^C reaches it as a signal, also where the tests themselves ignore that.
+            ["env", "--default-signal=INT,HUP", "setsid", "--ctty", *argv],
             cwd=ROOT,
             env={name: value for name, value in environment.items() if name not in ("COLUMNS", "LINES")}
             | {"TERM": "xterm-256color"},

@@ -26,15 +26,16 @@ def started(argv: tuple[str, ...], folder, *, blocked=False, **settings: str) ->
     ledger_url = f"sqlite:///{folder / 'ledger.sqlite'}"
     given = {"EVENLOAD_LEDGER_URL": ledger_url, "EVENLOAD_AMQP_URL": NO_BROKER, "EVENLOAD_DATA_DIR": str(folder)}
     before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPS if blocked else ())
-    # Whoever runs these tests with `nohup` has told children to ignore it, which a service honours.
-    hangup = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    # Whoever runs these tests with `nohup`, or in the background, has told children to ignore these.
+    ignored = {one: signal.signal(one, signal.SIG_DFL) for one in (signal.SIGHUP, signal.SIGINT)}
     try:
         process = subprocess.Popen(
             argv, env={**others, **given, "EVENLOAD_LOG_FORMAT": "json", **settings}, stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
         )  # fmt: skip
     finally:
-        signal.signal(signal.SIGHUP, hangup)
+        for one, handler in ignored.items():
+            signal.signal(one, handler)
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
     with process:
         try:

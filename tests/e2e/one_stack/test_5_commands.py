@@ -81,9 +81,8 @@ def test_top_shows_a_rush_live_until_ctrl_c(stack, columns, lines):
 def test_top_tells_programs_a_line_a_second_or_once(stack):
     once = told(stack, "top", "--once")
     assert {one["substation"] for one in once["substations"]} == {"north", "east", "south", "west"}
-    with subprocess.Popen(
-        [EVENLOAD, "top", "--json"], cwd=ROOT, env=environment(stack), stdout=subprocess.PIPE, text=True
-    ) as watching:
+    command = ["env", "--default-signal=INT", EVENLOAD, "top", "--json"]
+    with subprocess.Popen(command, cwd=ROOT, env=environment(stack), stdout=subprocess.PIPE, text=True) as watching:
         first = json.loads(watching.stdout.readline())
         (request_id,) = stack.submit(1, energy_kwh=1)
         changes = []
