@@ -174,7 +174,7 @@ class Dispatcher:
         return by_substation
 
     async def _publish_behind(self, hints: Mapping[str, Sequence[Hint]]) -> None:
-        """Publish, and wait only a little for it: a confirm that is late holds up nobody who waits in the room."""
+        """Publish, and wait only a little for the confirm, so that a late one does not hold up the waiting room."""
         publishing = asyncio.create_task(self._publish(hints))
         self._publishing.add(publishing)
         publishing.add_done_callback(self._publishing.discard)

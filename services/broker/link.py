@@ -90,7 +90,8 @@ class Link:
     def is_blocked(self) -> bool:
         """Whether the broker has said that it takes no messages from this connection: memory or disk runs out.
 
-        The library tells only who waits for the end of it, and whoever need not wait gets through without a pause.
+        The library has no property for it. Its `ready()` waits while the connection is blocked, and returns at once
+        while it is not; one step of it shows which.
         """
         transport = self._connection.transport
         if transport is None:

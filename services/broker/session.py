@@ -154,7 +154,7 @@ class Session:
                     channel = await within(PROBE_DEADLINE_S, "the probe", _probed(link, channel))
                 except Exception as error:  # as above
                     channel = None  # the library closes one on which a call ran late
-                    # Who is blocked gets no answer, either; an alarm must not set everybody connecting.
+                    # A blocked connection gets no answer, either; an alarm must not make everybody reconnect.
                     if not link.is_blocked:
                         link.drop(f"it fell silent ({error})")
             elif blocked_since_s is None:

@@ -33,7 +33,7 @@ def ledger_url(settings: LocalSettings) -> str:
 
 
 def check_ledger(url: str) -> Iterator[Check]:
-    """The ledger, its version and its speed; of a file also who stands on its lock, and whether it is the right one."""
+    """Check the ledger, its version and its speed; of a file also its lock, and whether it is the right one."""
     try:
         path = sqlite_path(url)
     except Misconfigured as error:

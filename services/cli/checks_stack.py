@@ -43,7 +43,7 @@ def check_processes(stack: RunningStack | None, data: Path) -> Iterator[Check]:
 
 
 def check_port(stack: RunningStack | None, settings: LocalSettings, *, has_gateway: bool) -> Check:
-    """Who has the gateway's port; `has_gateway` tells that a gateway answers there, also where no local stack runs."""
+    """Tell which process has the gateway's port; `has_gateway` means that some gateway answers there."""
     port = settings.gateway_port
     if stack is not None:
         has = stack.environment("gateway").get("EVENLOAD_GATEWAY_PORT", str(port))

@@ -41,7 +41,7 @@ class Mended:
 def run(console_url: str, *, as_json: bool) -> int:
     """Mend, and tell of each thing; returns 0 where the broker has all, 1 where something could not be made.
 
-    Raises `Misconfigured` for an address that is none and a user who is no administrator, else `ConsoleUnusable`.
+    Raises `Misconfigured` for a malformed address or a user without administrator rights, else `ConsoleUnusable`.
     """
     try:
         console = find_console(console_url)

@@ -136,17 +136,17 @@ def test_an_environment_whose_python_is_gone_is_made_anew(clone):
 
 def test_a_package_index_that_does_not_answer_is_told_with_what_set_pip_up(clone):
     before = (clone / ".venv/.runtime").stat().st_mtime_ns
-    broken = {"PIP_INDEX_URL": "http://user:do-not-print-me@127.0.0.1:9/simple", "PIP_RETRIES": "0"}
-    broken["PIP_CONFIG_FILE"] = os.devnull
+    nowhere = "http://user:do-not-print-me@127.0.0.1:9/none"
+    broken = {"PIP_EXTRA_INDEX_URL": nowhere, "PIP_NO_INDEX": "1", "PIP_CONFIG_FILE": os.devnull}
     (clone / "requirements/other.txt").write_text("another==1 --hash=sha256:" + "0" * 64 + "\n")
 
     done = run(clone, "tools/environment", "make", ".venv", "requirements/other.txt", **broken)
 
     *_, told = done.stderr.splitlines()
     assert done.returncode == 2
+    names = (f":env:.{name.removeprefix('PIP_').lower().replace('_', '-')}" for name in sorted(broken))
     assert told == (
-        "installing requirements/other.txt failed "
-        "(see above; pip is set up by: :env:.config-file :env:.index-url :env:.retries): "
+        f"installing requirements/other.txt failed (see above; pip is set up by: {' '.join(names)}): "
         "the Python package index must be reachable, or pip's cache filled"
     )
     assert "do-not-print-me" not in done.stdout + done.stderr
