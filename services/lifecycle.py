@@ -233,7 +233,7 @@ def _exit_code(service: str, working: asyncio.Task[None]) -> int:
 
 @contextlib.contextmanager
 def told_of_signals(stop: Callable[[], object]) -> Iterator[None]:
-    """Let the running loop call `stop` for each signal while the block runs, and ignore signals after it.
+    """Let the running loop call `stop` for each signal while the block runs; after it the process hears none.
 
     The loop's own handlers would not do: it removes them when it is closed, and a second, late signal would then be
     what ends the process.
@@ -253,7 +253,7 @@ def told_of_signals(stop: Callable[[], object]) -> Iterator[None]:
     try:
         yield
     finally:
-        signals.handle(signal.SIG_IGN)
+        signals.hear_no_more()
         signal.set_wakeup_fd(before)
         loop.remove_reader(hears)
         for end in (hears, tells):

@@ -24,7 +24,16 @@ def leave_at_once() -> None:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
 
 
-def handle(handler: Callable[[int, FrameType | None], object] | signal.Handlers) -> None:
+def hear_no_more() -> None:
+    """From now on no signal reaches the process, which is about to end.
+
+    It blocks them, and keeps the handlers that other threads of this moment may still need. To ignore signals instead
+    would be a race: Python writes a trace for each that comes while its handler is taken away.
+    """
+    signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)
+
+
+def handle(handler: Callable[[int, FrameType | None], object]) -> None:
     """From now on do this for each signal that stops a process."""
     for signum in STOPS:
         # A process that `nohup` started is meant to outlive its terminal.

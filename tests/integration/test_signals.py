@@ -16,6 +16,20 @@ from services.signals import STOPS
 ENDS_WITHIN_S = 60
 SERVICES = ("gateway", "balancer", "substations")
 COMMAND = (sys.executable, "-m", "services.cli")
+MANY_ENDS = """
+import asyncio, signal
+from services.lifecycle import told_of_signals
+from services.signals import STOPS
+
+async def end_often():
+    with told_of_signals(lambda: None):
+        print("ends", flush=True)
+    for _ in range(20_000):
+        with told_of_signals(lambda: None):
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
+
+asyncio.run(end_often())
+"""
 NO_BROKER = "amqp://user:word@127.0.0.1:1/evenload"
 
 
@@ -159,3 +173,12 @@ def test_signals_that_come_while_a_service_drains_and_after_it_change_no_exit_co
         code, rest = end(process)
 
     assert (code, "Traceback" in said + rest) == (0, False)
+
+
+def test_a_signal_in_the_moment_in_which_a_process_stops_hearing_signals_makes_no_trace(tmp_path):
+    with started((sys.executable, "-P", "-c", MANY_ENDS), tmp_path) as process:
+        read_until(process, "ends")
+        while process.poll() is None:
+            process.send_signal(signal.SIGTERM)
+
+        assert end(process) == (0, "")
