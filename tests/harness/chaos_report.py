@@ -1,7 +1,6 @@
 """What a run has shown, in figures and words: outcomes, recovery times, deaths, needs, findings."""
 
 import collections
-import signal
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -39,7 +38,7 @@ class Report:
     def judge_deaths(self) -> None:
         """A process that nobody killed ends with 0 where it was told to, or because its neighbours are not there."""
         for one in self.deaths:
-            if one.name in SERVICES and not one.was_killed and one.code not in (0, MISCONFIGURED, -signal.SIGTERM):
+            if one.name in SERVICES and not one.was_killed and one.code not in (0, MISCONFIGURED):
                 words = f"ended by itself with {one.code}, {one.at_s - self.began_at_s:.1f} s into the run"
                 self.found.add(Finding("crashed", one.name, words))
 

@@ -45,6 +45,23 @@ def test_what_is_not_well_at_the_end_is_a_finding_however_many_faults_there_were
     assert (found.kind, found.words) == ("not recovered", "doctor: broker: it is gone")
 
 
+@pytest.mark.parametrize(
+    ("code", "was_killed", "kinds"),
+    [
+        (0, False, []),
+        (2, False, []),
+        (-9, True, []),
+        (-9, False, ["crashed"]),
+        (-15, False, ["crashed"]),
+        (1, False, ["crashed"]),
+    ],
+)
+def test_a_service_that_nobody_killed_ends_with_0_or_because_its_neighbours_are_away(code, was_killed, kinds):
+    report = Report(1, 0.0, deaths=[Death("gateway-1", 5.0, code, was_killed)])
+    report.judge_deaths()
+    assert [one.kind for one in report.findings] == kinds
+
+
 def test_the_report_tells_recoveries_by_kind_and_every_finding():
     report = Report(7, 0.0)
     for completed_s in (1.0, 2.0, 4.0):
