@@ -134,6 +134,15 @@ def name_logs(service: str, instance: str) -> None:
     structlog.contextvars.bind_contextvars(service=service, instance=instance)
 
 
+def _drop(_logger: WrappedLogger, _name: str, _event: EventDict) -> EventDict:
+    raise structlog.DropEvent
+
+
+# Until a service configures its logs, nothing is written: a command tells its outcome itself, perhaps as JSON.
+structlog.configure(processors=[_drop])
+logging.getLogger().addHandler(logging.NullHandler())
+
+
 def get_logger(name: str) -> structlog.stdlib.BoundLogger:
     """A logger whose events are constant, snake_case and past tense; fields carry their units."""
     logger: structlog.stdlib.BoundLogger = structlog.stdlib.get_logger(name)

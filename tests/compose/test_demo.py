@@ -4,6 +4,7 @@ The tests walk through the life of one stack, in this order.
 """
 
 import json
+import re
 from collections import Counter
 
 import pytest
@@ -109,6 +110,17 @@ def test_an_operators_commands_are_at_hand_in_a_container(stack):
     until(lambda: completed() == len(requests(stack)), "the command line counts them all")
 
 
+def test_the_doctor_in_a_container_finds_the_whole_stack_well(stack):
+    code, told = doctor(stack)
+    assert code == 0, told
+
+
+def doctor(stack):
+    [gateway] = stack.containers("gateway")
+    told = stack.inside(gateway, "evenload", "doctor", check=False)
+    return told.returncode, " ".join((told.stdout + told.stderr).split())
+
+
 def test_nothing_is_lost_when_broker_and_substation_are_killed_under_load(stack):
     before = len(requests(stack))
     [broker] = stack.containers("rabbitmq")
@@ -118,6 +130,10 @@ def test_nothing_is_lost_when_broker_and_substation_are_killed_under_load(stack)
     stack.kill(broker)
     stack.kill(substation)
     until(lambda: len(requests(stack)) > before + 150, "requests are accepted without a broker")
+    code, told = doctor(stack)
+    assert code == 1
+    assert "no broker answers at amqp://gateway:***@rabbitmq:5672/evenload" in told
+    assert re.search(r"services substations (north|east|south|west): it does not answer at http", told)
     stack.start(broker)
     stack.start(substation)
     ended(rush)
@@ -127,6 +143,7 @@ def test_nothing_is_lost_when_broker_and_substation_are_killed_under_load(stack)
         assert one["energy_delivered_kwh"] == one["energy_requested_kwh"]
     until(lambda: {tuple(set(one)) for one in stack.health().values()} == {("healthy",)}, "all are healthy again")
     assert stack.query("sum(evenload_balancer_conservation_breaches_total)") == {"": 0}
+    until(lambda: doctor(stack)[0] == 0, "the doctor finds all well again")
     until(lambda: sorted(fresh(stack, 4)) == sorted(AREA), "the killed one has its own substation again")
 
 

@@ -93,3 +93,14 @@ def test_a_service_without_standard_streams_ends_with_its_own_exit_code(redirect
 
     assert done.returncode == 2
     assert done.stderr in (b"", b"gateway: EVENLOAD_AMQP_URL: is not set, and has no default\n")
+
+
+def test_what_a_command_meets_on_its_way_is_no_line_beside_its_json(gateway, tmp_path):
+    away = {"EVENLOAD_AMQP_URL": "amqp://user:word@127.0.0.1:1/evenload", "EVENLOAD_DATA_DIR": str(tmp_path)}
+
+    done = evenload(gateway, "doctor", "--json", **away)
+
+    assert done.stderr == b""
+    assert "no broker answers at amqp://user:***@127.0.0.1:1/evenload" in {
+        one["said"].partition(" (")[0] for one in json.loads(done.stdout)["checks"]
+    }
