@@ -19,7 +19,7 @@ from prometheus_client import CollectorRegistry
 from services import signals, streams
 from services.admin import AdminServer
 from services.clock import monotonic_s
-from services.errors import Misconfigured
+from services.errors import EvenloadError, Misconfigured
 from services.logs import configure_logs, get_logger, name_logs
 from services.metrics import ServiceMetrics
 from services.service_links import CURE, service_links
@@ -28,6 +28,10 @@ from services.settings import CommonSettings, Settings, load_for_service
 log = get_logger(__name__)
 
 DRAIN_DEADLINE_S = 7.0
+LEAVE_DEADLINE_S = 1.0
+"""For a service that was never ready: it has nothing to drain."""
+LAST_MOMENT_S = 0.5
+"""For what a drain that was cut short still closes. Both together are less than the 8 s after which we are killed."""
 ACCEPT_FAULT_S = 10.0
 """How long a service is unready after a connection could not be accepted."""
 FILES_MAX = 65_536
@@ -50,18 +54,21 @@ class Life:
     _accept_failed_at_s: float | None = None
     _accept_cause: str = ""
     _over: asyncio.Event = field(default_factory=asyncio.Event)
-    _crash: asyncio.Future[None] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
+    _crash: asyncio.Future[BaseException] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
 
     @contextlib.asynccontextmanager
     async def background(self, *work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
-        """Run coroutines while the block runs; one that ends, however, ends the service with exit code 1."""
+        """Run coroutines while the block runs; one that ends, however, ends the service with exit code 1.
+
+        Those that are cancelled at the end of the block may end as they like, unless they meet a bug.
+        """
         is_leaving = False
 
         def note_end(task: asyncio.Task[None]) -> None:
-            if is_leaving or self._crash.done():
-                return
             error = None if task.cancelled() else task.exception()
-            self._crash.set_exception(error or RuntimeError(f"{task.get_coro()} ended by itself"))
+            if self._crash.done() or (is_leaving and not is_bug(error)):
+                return
+            self._crash.set_result(error or RuntimeError(f"{task.get_coro()} ended by itself"))
 
         tasks = [asyncio.create_task(one) for one in work]
         for task in tasks:
@@ -73,6 +80,11 @@ class Life:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+
+    @property
+    def crash(self) -> BaseException | None:
+        """What ended a background coroutine too early; None while all of them run."""
+        return self._crash.result() if self._crash.done() else None
 
     def rename(self, instance: str) -> None:
         """Go by another name from now on: one that was not known at the start."""
@@ -109,12 +121,12 @@ class Life:
             if not happened.done():
                 happened.cancel()
                 await asyncio.wait({happened})
-        if self._crash.done():
-            await self._crash
+        self._raise_crash()
         return None if happened.cancelled() else await happened
 
     async def serve_until_stopped(self) -> None:
         """Be ready until a signal comes, unless it has come; raises what a background coroutine raised."""
+        self._raise_crash()
         if self.stopping.is_set():
             return
         self.admin.ready = self.has_served = True
@@ -128,9 +140,17 @@ class Life:
             # Unready before the drain, so that nobody sends work to a process that is leaving.
             self.admin.ready = False
             stopped.cancel()
-        if self._crash.done():
-            await self._crash
+        self._raise_crash()
         log.info("drain_started")
+
+    def _raise_crash(self) -> None:
+        if self.crash is not None:
+            raise self.crash
+
+
+def is_bug(error: BaseException | None) -> bool:
+    """Whether an error is a fault of the program: not of its settings, and not the absence of a neighbour."""
+    return error is not None and not isinstance(error, EvenloadError)
 
 
 Serve = Callable[[Life, OwnSettings], Awaitable[None]]
@@ -149,7 +169,9 @@ def run(service: str, own_type: type[OwnSettings], serve: Serve[OwnSettings]) ->
     ignored = service_links(os.environ)
     if ignored:
         log.info("service_links_ignored", variables=ignored, cure=CURE)
-    _leave(asyncio.run(_live(service, instance, common, own, serve)))
+    with asyncio.Runner() as runner:
+        # Inside the block: at its end the runner would wait for every thread.
+        _leave(runner.run(_live(service, instance, common, own, serve)))
 
 
 def refuse(service: str, error: Misconfigured) -> NoReturn:
@@ -164,8 +186,9 @@ def _say(line: str) -> None:
 
 
 def _leave(code: int) -> NoReturn:
+    """End the process now. Python's own end would wait for threads that ask a silent name server or database."""
     streams.flush()
-    sys.exit(code)
+    os._exit(code)
 
 
 def _raise_file_limit() -> None:
@@ -192,22 +215,26 @@ async def _until_over(life: Life, own: OwnSettings, serve: Serve[OwnSettings]) -
     stopped = asyncio.create_task(life.stopping.wait())
     await asyncio.wait({working, stopped}, return_when=asyncio.FIRST_COMPLETED)
     stopped.cancel()
-    # A signal may come before the service is ready: then there is nothing to drain.
-    deadline_s = DRAIN_DEADLINE_S if life.has_served else 1.0
+    deadline_s = DRAIN_DEADLINE_S if life.has_served else LEAVE_DEADLINE_S
     await asyncio.wait({working}, timeout=deadline_s)
     if not working.done():
         log.warning("drain_cut_short", deadline_s=deadline_s)
         working.cancel()
-        await asyncio.wait({working}, timeout=1.0)
+        await asyncio.wait({working}, timeout=LAST_MOMENT_S)
     name_logs(life.service, life.instance)
-    if life.stopping.is_set() and not life.has_served:
+    is_whole = working.done() and not working.cancelled()
+    raised = working.exception() if is_whole else None
+    error = life.crash or raised  # the crash came first
+    if life.stopping.is_set() and not life.has_served and not is_bug(error):
         # There was nothing to drain, whatever it was waiting for.
-        error = working.exception() if working.done() and not working.cancelled() else None
         log.info("service_left_before_it_was_ready", cause=None if error is None else repr(error))
         return 0
-    if not working.done() or working.cancelled():
+    if error is not None:
+        return _exit_code(life.service, error)
+    if not is_whole:
         return 1  # what was not drained in time is no orderly end
-    return _exit_code(life.service, working)
+    log.info("service_drained")
+    return 0
 
 
 async def _serve(life: Life, own: OwnSettings, serve: Serve[OwnSettings]) -> None:
@@ -218,11 +245,7 @@ async def _serve(life: Life, own: OwnSettings, serve: Serve[OwnSettings]) -> Non
         await life.admin.stop()
 
 
-def _exit_code(service: str, working: asyncio.Task[None]) -> int:
-    error = working.exception()
-    if error is None:
-        log.info("service_drained")
-        return 0
+def _exit_code(service: str, error: BaseException) -> int:
     if isinstance(error, Misconfigured):
         log.error("service_misconfigured", cause=str(error))
         _say(f"{service}: {error}")
@@ -237,6 +260,9 @@ def told_of_signals(stop: Callable[[], object]) -> Iterator[None]:
 
     The loop's own handlers would not do: it removes them when it is closed, and a second, late signal would then be
     what ends the process.
+
+    Use it once in a process, which must end soon after the block. The pipe stays open until then: another thread may
+    still take a signal, and Python would write a trace where it could not write to the pipe.
     """
     loop = asyncio.get_running_loop()
     hears, tells = os.pipe()
@@ -248,13 +274,10 @@ def told_of_signals(stop: Callable[[], object]) -> Iterator[None]:
     for end in (hears, tells):
         os.set_blocking(end, False)
     loop.add_reader(hears, hear)
-    before = signal.set_wakeup_fd(tells, warn_on_full_buffer=False)
+    signal.set_wakeup_fd(tells, warn_on_full_buffer=False)
     signals.handle(lambda _signum, _frame: None)
     try:
         yield
     finally:
         signals.hear_no_more()
-        signal.set_wakeup_fd(before)
         loop.remove_reader(hears)
-        for end in (hears, tells):
-            os.close(end)

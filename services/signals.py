@@ -25,10 +25,10 @@ def leave_at_once() -> None:
 
 
 def hear_no_more() -> None:
-    """From now on no signal reaches the process, which is about to end.
+    """From now on no signal reaches the main thread; call it when the process is about to end.
 
-    It blocks them, and keeps the handlers that other threads of this moment may still need. To ignore signals instead
-    would be a race: Python writes a trace for each that comes while its handler is taken away.
+    It keeps the handlers, because other threads still take signals. To ignore signals instead would be a race: Python
+    writes a trace for each that comes while its handler is taken away.
     """
     signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)
 

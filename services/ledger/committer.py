@@ -81,10 +81,10 @@ class Committer:
         self._pending: deque[Submitted] = deque()
         self._wake = threading.Condition()
         self._closing = False
+        self._closed = asyncio.Event()
         self._halving = Halving(self._apply, observe_commit_s)
         # A thread stuck behind another process's lock must not keep this process from ending.
-        self._thread = threading.Thread(target=self._write, name="ledger-writer", daemon=True)
-        self._thread.start()
+        threading.Thread(target=self._write, name="ledger-writer", daemon=True).start()
 
     @property
     def fault(self) -> str | None:
@@ -133,13 +133,19 @@ class Committer:
             return submitted.abandoned
 
     async def close(self) -> None:
-        """Write what is pending, then close the connection."""
+        """Write what is pending, and return once the connection is closed; a database that is silent delays that."""
         with self._wake:
             self._closing = True
             self._wake.notify()
-        await asyncio.to_thread(self._thread.join, self._deadline_s)
+        await self._closed.wait()
 
     def _write(self) -> None:
+        try:
+            self._write_groups()
+        finally:
+            self._call(self._closed.set)
+
+    def _write_groups(self) -> None:
         driver: Driver | None = None
         while group := self._next_group():
             try:
@@ -203,5 +209,9 @@ class Committer:
                     case rows:
                         one.answer.set_result(rows)
 
+        self._call(answer)
+
+    def _call(self, callback: Callable[[], None]) -> None:
+        """Let the event loop call something, unless it is over."""
         if not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(answer)
+            self._loop.call_soon_threadsafe(callback)

@@ -19,6 +19,8 @@ log = get_logger(__name__)
 
 READ_DEADLINE_S = 5.0
 RETRY_PAUSE_S = 0.5
+CLOSE_DEADLINE_S = 10.0
+"""Longer than a drain may last: a process that cannot close its ledger must say that its drain was cut short."""
 
 
 class LedgerConnection:
@@ -95,9 +97,12 @@ async def open_ledger(
         yield connection
     finally:
         # One after the other: the last that closes copies SQLite's log into the file, and only then the log goes.
-        await asyncio.wait({asyncio.wrap_future(thread.submit(reader.close))}, timeout=READ_DEADLINE_S)
+        reader_closed = asyncio.wrap_future(thread.submit(reader.close))
         thread.shutdown(wait=False)
-        await committer.close()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(CLOSE_DEADLINE_S):
+                await asyncio.wait({reader_closed})
+                await committer.close()
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 import structlog
@@ -32,14 +33,20 @@ class Ended:
 def run_to_end(main: Callable[[], None], settings: Mapping[str, str], capfd: pytest.CaptureFixture[str]) -> Ended:
     """Run `main` with these `EVENLOAD_…` variables and no others until it exits."""
     capfd.readouterr()
-    with pytest.MonkeyPatch.context() as patch, logging_restored(), _signals_restored(), _nothing_left():
+    with pytest.MonkeyPatch.context() as patch, logging_restored(), _nothing_left(), _signals_restored():
         for name in [one for one in os.environ if one.startswith(PREFIX)]:
             patch.delenv(name)
         for name, value in settings.items():
             patch.setenv(name, value)
+        patch.setattr(os, "_exit", _raise_exit)
         with pytest.raises(SystemExit) as ended:
             contextvars.copy_context().run(main)  # the names on every log line stay in the copy
     return Ended(ended.value.code, *capfd.readouterr())
+
+
+def _raise_exit(code: int) -> NoReturn:
+    """A service ends its process at once, and here that is the tests' process."""
+    raise SystemExit(code)
 
 
 @contextlib.contextmanager
@@ -60,13 +67,20 @@ def logging_restored() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _signals_restored() -> Iterator[None]:
-    """A program ignores signals at its end, and a test must not."""
+    """A program hears no signals at its end, and leaves open the pipe that told it of them; a test must not."""
     before = {signum: signal.getsignal(signum) for signum in STOPS}
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    wakeup = signal.set_wakeup_fd(-1)
     try:
         yield
     finally:
         for signum, handler in before.items():
             signal.signal(signum, handler)
+        tells = signal.set_wakeup_fd(wakeup)
+        pipe = {link for kind, link in _open_files() if kind == str(tells)}
+        for descriptor in [kind for kind, link in _open_files() if link in pipe]:
+            os.close(int(descriptor))
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
 @contextlib.contextmanager

@@ -8,7 +8,7 @@ import pytest
 
 ENDS_WITHIN_S = 60
 SERVICE = """
-import asyncio, os, signal
+import asyncio, os, signal, threading
 from gateway.settings import GatewaySettings
 from services import lifecycle
 from services.errors import Misconfigured
@@ -36,6 +36,12 @@ LIVES = {
         1,
     ),
     "it does not drain in time": ("told_to_end(); await life.serve_until_stopped(); await asyncio.sleep(LONG_S)", 1),
+    "a thread of it stands still": (
+        "asyncio.get_running_loop().run_in_executor(None, threading.Event().wait)\n"
+        "    told_to_end(); await life.serve_until_stopped()",
+        0,
+    ),
+    "a thread of it stands still before it is ready": ("told_to_end(); await asyncio.to_thread(threading.Event().wait)", 0),
     "it finds itself misconfigured": ("raise Misconfigured('no such substation')", 2),
 }
 
