@@ -17,9 +17,18 @@ ENDS_WITHIN_S = 60
 SERVICES = ("gateway", "balancer", "substations")
 COMMAND = (sys.executable, "-m", "services.cli")
 MANY_ENDS = """
-import asyncio, signal
+import asyncio, os, signal
 from services.lifecycle import told_of_signals
 from services.signals import STOPS
+
+make_pipe, pipe = os.pipe, ()
+
+def note_pipe():
+    global pipe
+    pipe = make_pipe()
+    return pipe
+
+os.pipe = note_pipe
 
 async def end_often():
     with told_of_signals(lambda: None):
@@ -27,8 +36,36 @@ async def end_often():
     for _ in range(20_000):
         with told_of_signals(lambda: None):
             signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
+        signal.set_wakeup_fd(-1)
+        for end in pipe:
+            os.close(end)
 
 asyncio.run(end_often())
+"""
+SERVICE_WITH_A_THREAD = """
+import threading
+from gateway.settings import GatewaySettings
+from services.lifecycle import run
+
+async def serve(life, settings):
+    threading.Thread(target=threading.Event().wait, daemon=True).start()
+    await life.serve_until_stopped()
+
+run("gateway", GatewaySettings, serve)
+"""
+ONE_END = """
+import asyncio, os, signal
+from services.lifecycle import told_of_signals
+
+async def end():
+    with told_of_signals(lambda: None):
+        tells = signal.set_wakeup_fd(-1)
+        signal.set_wakeup_fd(tells)
+    # As Python does in another thread, which has taken a signal and is slow.
+    os.write(tells, bytes([signal.SIGTERM]))
+    assert signal.set_wakeup_fd(-1) == tells
+
+asyncio.run(end())
 """
 NO_BROKER = "amqp://user:word@127.0.0.1:1/evenload"
 
@@ -181,4 +218,21 @@ def test_a_signal_in_the_moment_in_which_a_process_stops_hearing_signals_makes_n
         while process.poll() is None:
             process.send_signal(signal.SIGTERM)
 
+        assert end(process) == (0, "")
+
+
+def test_signals_that_another_thread_takes_while_a_service_ends_change_no_exit_code(tmp_path):
+    with started((sys.executable, "-P", "-c", SERVICE_WITH_A_THREAD), tmp_path) as process:
+        read_until(process, "service_ready")
+        while process.poll() is None:
+            process.send_signal(signal.SIGTERM)
+        code, rest = end(process)
+
+    assert code == 0, rest
+    assert "service_drained" in rest
+    assert "Exception ignored" not in rest
+
+
+def test_a_thread_that_has_taken_a_signal_can_still_tell_of_it_when_signals_are_heard_no_more(tmp_path):
+    with started((sys.executable, "-P", "-c", ONE_END), tmp_path) as process:
         assert end(process) == (0, "")

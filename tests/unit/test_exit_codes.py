@@ -14,6 +14,7 @@ from services import lifecycle
 from services.errors import Misconfigured
 
 lifecycle.DRAIN_DEADLINE_S = 0.05
+STILL = threading.Event().wait
 LONG_S = 10  # longer than every deadline here: a service that waits so long ends with an unexpected exit code
 
 def told_to_end(after_s=0):
@@ -37,11 +38,13 @@ LIVES = {
     ),
     "it does not drain in time": ("told_to_end(); await life.serve_until_stopped(); await asyncio.sleep(LONG_S)", 1),
     "a thread of it stands still": (
-        "asyncio.get_running_loop().run_in_executor(None, threading.Event().wait)\n"
-        "    told_to_end(); await life.serve_until_stopped()",
+        "told_to_end(); work = asyncio.to_thread(STILL); asyncio.create_task(work); await life.serve_until_stopped()",
         0,
     ),
-    "a thread of it stands still before it is ready": ("told_to_end(); await asyncio.to_thread(threading.Event().wait)", 0),
+    "a thread of it stands still before it is ready": (
+        "told_to_end(); await asyncio.to_thread(STILL)",
+        0,
+    ),
     "it finds itself misconfigured": ("raise Misconfigured('no such substation')", 2),
 }
 
