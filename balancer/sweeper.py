@@ -5,7 +5,9 @@ It never publishes: what it sends back is dispatched from the waiting room like 
 """
 
 import asyncio
+from collections import defaultdict
 from collections.abc import Sequence
+from operator import attrgetter
 from typing import TypeVar
 
 from balancer.metrics import BalancerMetrics
@@ -30,6 +32,8 @@ FORGET_EVERY_S = 60.0
 FORGET_AGAIN_S = 1.0
 FORGET_AT_ONCE = 500
 AUDIT_EVERY_S = 5.0
+SUBJECTS_TOLD_MAX = 20
+"""Of one promise, in one audit: a fault that breaks thousands must not hide its cause among them."""
 
 
 Thing = TypeVar("Thing")
@@ -150,10 +154,13 @@ class Sweeper:
                 log.warning("audit_paused", cause=str(error))
 
     async def audit(self) -> None:
-        """One audit, each breach is counted and told once; raises `LedgerUnavailable`."""
+        """One audit; each breach is counted once, those of a promise in one line. Raises `LedgerUnavailable`."""
         breaches = self._breaches.standing(await self._ledger.audit(), monotonic_s())
         counted = {one for one, for_s in breaches if for_s >= one.after_s}
-        for one in counted - self._told:
+        subjects: dict[str, list[str]] = defaultdict(list)
+        for one in sorted(counted - self._told, key=attrgetter("promise", "subject")):
             self._metrics.breaches.inc()
-            log.error("promise_broken", promise=one.promise, subject=one.subject)
+            subjects[one.promise].append(one.subject)
+        for promise, broken in subjects.items():
+            log.error("promise_broken", promise=promise, breaches=len(broken), subjects=broken[:SUBJECTS_TOLD_MAX])
         self._told = counted

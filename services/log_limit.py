@@ -4,18 +4,38 @@ No fault may make a service write more than a few dozen lines a second: nobody w
 disk that fills up would be the next fault.
 """
 
+import logging
 import time
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 PERIOD_S = 10.0
-"""A warning or an error of one kind is written once in this time."""
+"""A share's `kind_max` lines of one kind are written in this time."""
 KINDS_MAX = 1_000
 """Kinds that are remembered at once; beyond, a kind may be written more often."""
-LINES_PER_S_MAX = 50
-"""Of all kinds together, in one second."""
-INFO_MAX = 50
-"""Lines of one event below a warning that are written in a period, because these tell what was done."""
+
+
+class Share(NamedTuple):
+    """How many lines of a level are written at most."""
+
+    kind_max: int
+    """Of one kind, in a period."""
+    second_max: int
+    """Such a line is written only while fewer lines, of all levels, were written in this second."""
+
+
+INFO = Share(50, 30)
+"""These tell what was done, so many of a kind are written; but they leave room for faults that are told only once."""
+WARNING = Share(1, 40)
+ERROR = Share(1, 50)
+
+
+def share_of(level: int) -> Share:
+    """The share of a level of the standard library's `logging`."""
+    if level < logging.WARNING:
+        return INFO
+    return WARNING if level < logging.ERROR else ERROR
 
 
 @dataclass(slots=True)
@@ -36,11 +56,8 @@ class LogLimit:
         self._second = 0
         self._written = 0
 
-    def admit(self, kind: Hashable, most: int = 1) -> int | None:
-        """None for a line that is left out, else how many of its kind were left out since the last one.
-
-        `most` lines of a kind are written in a period, the first of them at once.
-        """
+    def admit(self, kind: Hashable, share: Share = ERROR) -> int | None:
+        """None for a line that is left out, else how many of its kind were left out since the last one."""
         now_s = self._clock()
         known = self._kinds.get(kind)
         if known is None:
@@ -53,7 +70,7 @@ class LogLimit:
             known.began_at_s, known.written = now_s, 0
         if self._second != int(now_s):
             self._second, self._written = int(now_s), 0
-        if known.written >= most or self._written >= LINES_PER_S_MAX:
+        if known.written >= share.kind_max or self._written >= share.second_max:
             known.suppressed += 1
             return None
         known.written += 1

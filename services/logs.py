@@ -9,7 +9,7 @@ from typing import Literal, TextIO
 import structlog
 from structlog.typing import EventDict, Processor, WrappedLogger
 
-from services.log_limit import INFO_MAX, LogLimit
+from services.log_limit import LogLimit, share_of
 
 LogFormat = Literal["auto", "json", "console"]
 
@@ -58,7 +58,7 @@ def _limited(limit: LogLimit) -> Processor:
             return event
         error = event.get("exc_info")
         kind = (logger.name, event["event"], type(error), *(str(event.get(place)) for place in _PLACES))
-        suppressed = limit.admit(kind, INFO_MAX if level in ("debug", "info") else 1)
+        suppressed = limit.admit(kind, share_of(structlog.stdlib.NAME_TO_LEVEL[level]))
         if suppressed is None:
             raise structlog.DropEvent
         return {**event, "suppressed": suppressed} if suppressed else event
@@ -73,7 +73,7 @@ def _limited_foreign(limit: LogLimit) -> Callable[[logging.LogRecord], bool]:
         if isinstance(record.msg, dict):
             return True  # a line of ours, which has been looked at
         kind = (record.name, str(record.msg)[:80], record.exc_info and record.exc_info[0])
-        suppressed = limit.admit(kind, INFO_MAX if record.levelno < logging.WARNING else 1)
+        suppressed = limit.admit(kind, share_of(record.levelno))
         if suppressed:
             record.msg = f"{record.msg} ({suppressed} lines like it were left out)"
         return suppressed is not None

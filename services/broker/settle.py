@@ -49,6 +49,8 @@ class Consumer:
             settled.labels(queue, outcome)
         self._deliveries: asyncio.Queue[AbstractIncomingMessage] = asyncio.Queue()
         self._settling: asyncio.Task[None] | None = None
+        self._unconfirmed = 0
+        """Deliveries of the batch in hand that the broker will deliver again, because their channel broke."""
 
     async def consume_for_ever(self, session: Session, *, prefetch: int, tag: str, bind_to: str | None = None) -> None:
         """Consume until cancelled; a delivery in hand is settled first.
@@ -94,6 +96,12 @@ class Consumer:
 
     async def _settle(self, deliveries: Sequence[AbstractIncomingMessage]) -> None:
         """Handle and settle a batch; never raises for what a message holds."""
+        self._unconfirmed = 0
+        await self._handle_and_give(deliveries)
+        if self._unconfirmed:
+            log.info("settling_unconfirmed", queue=self._queue, deliveries=self._unconfirmed)
+
+    async def _handle_and_give(self, deliveries: Sequence[AbstractIncomingMessage]) -> None:
         readable: list[tuple[AbstractIncomingMessage, Envelope]] = []
         for delivery in deliveries:
             if delivery.type == topology.PROBE:
@@ -174,7 +182,7 @@ class Consumer:
             await within(CALL_DEADLINE_S, "settling", call)
         except BrokerUnavailable:
             # The channel broke: the broker delivers it again, and the ledger makes that harmless.
-            log.info("settling_unconfirmed", queue=self._queue)
+            self._unconfirmed += 1
             return
         self._settled.labels(self._queue, outcome).inc()
 

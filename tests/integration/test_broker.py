@@ -11,6 +11,7 @@ from harness.broker import api
 from harness.broker_sessions import eventually, meanwhile
 from harness.tcp_proxy import TcpProxy
 from prometheus_client import CollectorRegistry, Counter
+from structlog.testing import capture_logs
 from yarl import URL
 
 from services.broker import topology
@@ -109,6 +110,31 @@ async def test_a_broker_that_goes_just_when_consumption_begins_is_waited_for(vho
                 task.cancel()
                 await asyncio.gather(task, return_exceptions=True)
     assert handler.seen == [Hint("a", 0)]
+
+
+async def test_deliveries_whose_channel_broke_are_told_in_one_line_for_each_batch(vhost):
+    batches = []
+    async with publisher_of(vhost, "gateway", envelope_max=1) as publisher:
+        await publisher.publish_hints(topology.REQUESTS, "", [Hint(f"r{number}", 0) for number in range(9)])
+        async with connected(vhost.amqp_url("balancer"), "balancer test", 30) as connection:
+            settled = Counter("settled", "…", ["queue", "outcome"], registry=CollectorRegistry())
+
+            async def lose_connection_once(hints):
+                batches.append(hints)
+                # The first batch may be a single delivery; meanwhile the others gather.
+                if len(batches) == 2:
+                    connection.link.drop("a test")
+                    await eventually(lambda: connection.link is None, "the loss noticed")
+
+            consumer = Consumer(topology.INTAKE, lose_connection_once, publisher, settled)
+            with capture_logs() as said:
+                task = asyncio.create_task(consumer.consume_for_ever(connection, prefetch=10, tag="test"))
+                await eventually(lambda: outcome(settled, topology.INTAKE, "acked") == 9, "nine acks")
+                task.cancel()
+                await asyncio.gather(task, return_exceptions=True)
+
+    told = [(one["queue"], one["deliveries"]) for one in said if one["event"] == "settling_unconfirmed"]
+    assert told == [(topology.INTAKE, len(batches[1]))]
 
 
 async def test_an_envelope_may_be_limited_to_one_hint(vhost):

@@ -13,7 +13,7 @@ from harness.in_process import logging_restored
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.log_limit import INFO_MAX, KINDS_MAX, LINES_PER_S_MAX, PERIOD_S, LogLimit
+from services.log_limit import ERROR, INFO, KINDS_MAX, PERIOD_S, WARNING, LogLimit, Share
 from services.logs import KEPT, configure_logs, get_logger
 
 
@@ -45,7 +45,7 @@ def test_the_first_line_is_written_at_once_and_the_next_of_its_kind_after_a_peri
 def test_more_lines_are_admitted_where_more_are_allowed(clock):
     limit = LogLimit(clock)
 
-    assert [limit.admit("a", 3) for _ in range(5)] == [0, 0, 0, None, None]
+    assert [limit.admit("a", Share(3, 50)) for _ in range(5)] == [0, 0, 0, None, None]
 
 
 @given(lines=st.lists(st.tuples(st.integers(0, 5), st.sampled_from("ab")), max_size=60))
@@ -71,13 +71,13 @@ def test_of_many_kinds_no_more_are_written_in_a_second_than_people_can_look_at(c
         clock.now_s = number / 10_000
         written[int(clock.now_s)] += limit.admit(number) is not None
 
-    assert written == dict.fromkeys(range(4), LINES_PER_S_MAX)
+    assert written == dict.fromkeys(range(4), ERROR.second_max)
 
 
 def test_endless_kinds_that_come_slowly_are_all_written(clock):
     limit = LogLimit(clock)
     for number in range(3 * KINDS_MAX):
-        clock.now_s = number / LINES_PER_S_MAX
+        clock.now_s = number / ERROR.second_max
         assert limit.admit(number) == 0
 
 
@@ -131,7 +131,40 @@ def test_what_was_done_is_written_line_by_line_until_it_is_a_flood(lines):
         for number in range(1_000):
             log.info("requests_claimed", requests=number)
 
-    assert [line["requests"] for line in lines(flood)] == list(range(INFO_MAX))
+    assert [line["requests"] for line in lines(flood)] == list(range(INFO.second_max))
+
+
+def test_a_flood_of_lines_leaves_room_for_graver_ones_of_the_same_second(clock):
+    limit = LogLimit(clock)
+
+    def written(level, share):
+        return sum(limit.admit((level, number), share) is not None for number in range(1_000))
+
+    assert [written("info", INFO), written("warning", WARNING), written("error", ERROR)] == [30, 10, 10]
+
+
+def test_of_one_event_fifty_lines_that_tell_what_was_done_are_written_in_a_period(clock):
+    limit, written = LogLimit(clock), 0
+    for number in range(100):
+        clock.now_s = number / 20
+        written += limit.admit("requests_claimed", INFO) is not None
+
+    assert written == 50
+
+
+@pytest.mark.parametrize("quiet", ["debug", "info", "warning"])
+@pytest.mark.parametrize("foreign", [False, True])
+def test_a_fault_that_is_told_once_is_written_in_the_second_of_a_flood(lines, quiet, foreign):
+    def flood(log):
+        logging.getLogger().setLevel("DEBUG")
+        for number in range(1_000):
+            if foreign:
+                getattr(logging.getLogger(f"library.{number}"), quiet)("something")
+            else:
+                getattr(log, quiet)(f"event_{number}")
+        log.error("ledger_lost", cause="locked")
+
+    assert lines(flood)[-1]["event"] == "ledger_lost"
 
 
 def test_a_librarys_flood_becomes_one_line_too_whatever_its_arguments(lines):

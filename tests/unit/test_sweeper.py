@@ -5,6 +5,7 @@ import asyncio
 import pytest
 from harness.ledger import LET_THE_WAIT_PASS, registration
 from prometheus_client import CollectorRegistry
+from structlog.testing import capture_logs
 
 from balancer.metrics import BalancerMetrics
 from balancer.sweeper import UNCLAIMED_AFTER_S, Patience, Sweeper
@@ -148,6 +149,24 @@ async def test_a_breach_is_counted_once_and_one_that_may_pass_only_after_its_tim
         await balancer.sweeper.audit()
         balancer.now_s += 5
         assert balancer.counted("conservation_breaches_total") == (1 if seconds < 30 else 2)
+
+
+async def test_breaches_of_a_promise_become_one_line_with_the_first_subjects_and_their_number(ledger, balancer):
+    names = [f"overdrawn-{number:02d}" for number in range(25)]
+    await ledger.take(registration())
+    await ledger.claimed(*names)
+    ledger.execute("UPDATE request SET energy_granted_j = energy_requested_j + 1")
+
+    with capture_logs() as said:
+        await balancer.sweeper.audit()
+        await ledger.claimed("later")
+        ledger.execute("UPDATE request SET energy_granted_j = energy_requested_j + 1 WHERE id = 'later'")
+        await balancer.sweeper.audit()
+
+    [first, second] = [line for line in said if line["event"] == "promise_broken"]
+    assert (first["log_level"], first["breaches"], first["subjects"]) == ("error", 25, names[:20])
+    assert (second["promise"], second["breaches"], second["subjects"]) == (first["promise"], 1, ["later"])
+    assert balancer.counted("conservation_breaches_total") == 26
 
 
 async def test_a_step_that_fails_holds_up_none_of_the_others(ledger, balancer):
