@@ -55,13 +55,13 @@ class Shown:
 
 async def look(console: Console) -> Shown:
     """Look at everything; raises `ConsoleUnusable`, and `ConsoleRefused` where the user may not see the vhost."""
-    exchanges = await console.look(PLACES["exchanges"])
+    exchanges = await console.rows(PLACES["exchanges"])
     if exchanges is None:
         return Shown(console.vhost, has_vhost=False, rows={})
     rows: dict[str, Rows | None] = {"exchanges": exchanges}
     for kind, place in PLACES.items():
         try:
-            rows[kind] = rows.get(kind) or await console.look(place) or []
+            rows[kind] = rows.get(kind) or await console.rows(place) or []
         except ConsoleRefused:
             rows[kind] = None
     return Shown(console.vhost, has_vhost=True, rows=rows)

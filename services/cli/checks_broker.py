@@ -191,7 +191,7 @@ async def _alarmed(console: Console) -> list[Check]:
 async def _rows(console: Console, path: str) -> Rows | None:
     """The rows at a path; None where the user may not see them."""
     try:
-        return await console.look(path) or []
+        return await console.rows(path) or []
     except ConsoleRefused:
         return None
 

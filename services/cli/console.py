@@ -44,9 +44,9 @@ class Console:
         status, answer = await self._ask("GET", "/api/whoami")
         if status in (401, 403):
             self._refuse_user()
-        if not isinstance(answer, dict):
+        if not isinstance(answer, dict) or "tags" not in answer:
             self._refuse_answer()
-        tags = answer.get("tags", [])  # a list, or words with commas between them
+        tags = answer["tags"]  # a list, or words with commas between them
         return set(tags if isinstance(tags, list) else str(tags).replace(",", " ").split())
 
     async def look(self, path: str) -> Any | None:
@@ -64,6 +64,15 @@ class Console:
                 f"the console at {self.url} fails at {path.format(vhost=self.vhost)} ({_reason(answer) or status}): "
                 "see the broker's log"
             )
+        if answer is None:
+            self._refuse_answer()
+        return answer
+
+    async def rows(self, path: str) -> list[dict[str, Any]] | None:
+        """The rows that the console shows at `path`; None where there is nothing. Raises as `look`."""
+        answer = await self.look(path)
+        if answer is not None and not _are_rows(answer):
+            self._refuse_answer()
         return answer
 
     async def change(self, method: str, path: str, body: object) -> str | None:
@@ -89,7 +98,7 @@ class Console:
                 f"the console at {self.url} does not let user {self.user!r} read {queue!r} "
                 f"({_reason(answer) or status}): give one with the tag `management` and the right to read it"
             )
-        if not isinstance(answer, list) or not all(isinstance(one, dict) for one in answer):
+        if not _are_rows(answer):
             self._refuse_answer()
         for one in answer:
             one["payload"] = _text(one)
@@ -105,7 +114,7 @@ class Console:
                 http.request(method, url, json=body, allow_redirects=False) as response,
             ):
                 text = await response.read()
-                return response.status, json.loads(text) if text else None
+                status, answer = response.status, json.loads(text) if text else None
         except TimeoutError:
             raise ConsoleUnusable(
                 f"the console at {self.url} does not answer within {ANSWER_DEADLINE_S:g} s: is the broker frozen?"
@@ -114,6 +123,10 @@ class Console:
             self._refuse_answer()
         except (aiohttp.ClientError, OSError) as error:
             raise ConsoleUnusable(f"no console answers at {self.url} ({error}): correct --console") from None
+        # RabbitMQ gives a reason for each refusal, and sends nobody elsewhere.
+        if not 200 <= status < 300 and status < 500 and _reason(answer) is None:
+            self._refuse_answer()
+        return status, answer
 
     def _refuse_user(self) -> NoReturn:
         raise ConsoleRefused(
@@ -135,6 +148,10 @@ def _checked(url: str) -> str:
     if not is_sound:
         raise ConsoleRefused("--console: an address like http://127.0.0.1:15672 is needed, without user and password")
     return url.rstrip("/")
+
+
+def _are_rows(answer: object) -> bool:
+    return isinstance(answer, list) and all(isinstance(one, dict) for one in answer)
 
 
 def _reason(answer: object) -> str | None:

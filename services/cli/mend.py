@@ -74,7 +74,7 @@ async def mend(console: Console) -> list[Mended]:
     # First, because whoever declares something needs the right to it.
     for user in [name for kind, name in wrong if kind == "rights"]:
         body = rights_to_grant(user, shown)
-        reason = await console.change("PUT", f"/api/permissions/{{vhost}}/{quote(user)}", body)
+        reason = await console.change("PUT", f"/api/permissions/{{vhost}}/{quote(user, safe='')}", body)
         reasons["rights"] = reasons.get("rights") or reason
     definitions = {word: _missing(kind, wrong) for kind, word in IMPORTED.items()}
     if any(definitions.values()):

@@ -6,11 +6,15 @@ import copy
 
 import pytest
 from harness.fake_gateway import fake_gateway
+from typer.testing import CliRunner
 
 from services.broker import topology
 from services.cli.broker_parts import Shown, compare
 from services.cli.checks import Finding
 from services.cli.checks_broker import check_broker
+from services.cli.console import Console
+from services.cli.main import app
+from services.cli.mend import mend
 
 VHOST = topology.VHOST
 USERS = [{"name": one} for one in topology.ROLES]
@@ -176,8 +180,51 @@ async def test_an_alarm_is_told_with_its_cure_and_the_connections_that_it_holds_
     ]
 
 
+@pytest.mark.parametrize(
+    "answer",
+    [
+        (404, {"type": "about:blank", "title": "Not Found", "status": 404}),
+        (404, b""),
+        (404, b"<html>"),
+        (301, b""),
+        (302, {"location": "/login"}),
+        (401, {"message": "no token"}),
+        (403, []),
+        (405, b""),
+        (200, b""),
+        (200, {"items": []}),
+        (200, ["a"]),
+        (200, None),
+    ],
+    ids=repr,
+)
+async def test_what_answers_as_no_console_does_is_told_with_the_cure_and_nobody_else_is_blamed(console, answer):
+    for place in (f"/api/exchanges/{VHOST}", "/api/whoami"):
+        console.answers["GET", place] = answer
+    console.answers["POST", f"/api/queues/{VHOST}/{topology.GRAVEYARD}/get"] = answer
+    said = f"what answers at {console.url} is no RabbitMQ console"
+
+    assert await lines(console) == [(Finding.PROBLEM, said, "correct --console")]
+    for command in ("mend", "dead"):
+        done = await asyncio.to_thread(CliRunner().invoke, app, [command, "--console", console.url])
+        assert (done.exit_code, done.stderr) == (1, f"evenload: {said}: correct --console\n")
+
+
 async def test_a_console_that_fails_is_told_as_a_problem(console):
     console.answers["GET", f"/api/queues/{VHOST}"] = (500, {"reason": "out of order"})
 
     said = f"the console at {console.url} fails at /api/queues/{VHOST} (out of order)"
     assert await lines(console) == [(Finding.PROBLEM, said, "see the broker's log")]
+
+
+async def test_mend_names_a_user_at_the_console_whatever_signs_its_name_has(console, monkeypatch):
+    name = "north/grid ü%?"
+    monkeypatch.setitem(topology.ROLES, name, topology.ROLES["gateway"])
+    console.answers["GET", "/api/users/"] = (200, [*USERS, {"name": name}])
+    console.answers["GET", "/api/whoami"] = (200, {"name": "operator", "tags": ["administrator"]})
+    console.answers["PUT", f"/api/permissions/{VHOST}/{name}"] = (204, b"")
+
+    await mend(Console(console.url, "operator", "any", VHOST))
+
+    changed = [path for method, path, _, _ in console.asked if method == "PUT"]
+    assert changed == [f"/api/permissions/{VHOST}/north%2Fgrid%20%C3%BC%25%3F"]
