@@ -16,7 +16,7 @@ CURE = "mend what it names, and it goes on by itself; its log tells more"
 
 
 async def check_services(url: str, stack: RunningStack | None) -> list[Check]:
-    """One line for each thing that a service lacks; the processes of a local stack are asked without its gateway."""
+    """One line for each thing that a service lacks; those of a local stack are asked without its gateway."""
     try:
         causes = await (_of_stack(stack) if stack is not None else _of_gateway(url))
     except EvenloadError:
@@ -33,8 +33,8 @@ async def _of_gateway(url: str) -> dict[str, list[str]]:
 
 
 async def _of_stack(stack: RunningStack) -> dict[str, list[str]]:
-    """What each process of a local stack says at its own admin port."""
-    ports = {name: stack.environment(name).get("EVENLOAD_ADMIN_PORT") for name in stack.processes}
+    """What each service of a local stack says at its own admin port."""
+    ports = {name: stack.environment(name).get("EVENLOAD_ADMIN_PORT") for name in stack.services}
     asked = {name: port for name, port in ports.items() if port}
     async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=WITHIN_S)) as http:
         told = await asyncio.gather(*(_ask(http, port) for port in asked.values()))

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -17,6 +18,7 @@ from services.local.ports import HOST
 from services.local.process import ProcessSpec
 from services.local.prometheus_programs import OFF, PrometheusInstallation, find_prometheus
 from services.local.supervisor import Say, Supervisor
+from services.settings import PREFIX
 
 CONFIGURATION = "prometheus.yml"
 RETENTION = ("--storage.tsdb.retention.time=1d", "--storage.tsdb.retention.size=256MB")
@@ -147,6 +149,7 @@ def process(installation: PrometheusInstallation, folder: Path, own: str, log: P
         environment=installation.environment,
         log=log,
         is_ready=is_ready,
+        inherits=frozenset(one for one in os.environ if not one.startswith(PREFIX)),  # those are for our services
         ready_within_s=300,  # after a kill it reads its log of writes again
         is_optional=True,
     )

@@ -21,6 +21,11 @@ class RunningStack:
     supervisor_pid: int
     processes: Mapping[str, psutil.Process]
 
+    @property
+    def services(self) -> list[str]:
+        """The names of our own services' processes."""
+        return [name for name in self.processes if name not in PROGRAMS.values()]
+
     def named(self, name: str) -> psutil.Process | None:
         """The process of an instance, or of a substation by its id; None where there is none now."""
         return self.processes.get(name) or self.processes.get(f"substation-{name}")
