@@ -30,6 +30,7 @@ _PLACES = ("substation", "queue", "address", "connection", "port")
 """Fields that make a line another kind: a fault in one place must not hide the same one in another."""
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 _LONGEST_FIELD = 2_000
+_LEVELS = logging.getLevelNamesMapping()
 
 
 def _escape_and_cut(_logger: WrappedLogger, _name: str, event: EventDict) -> EventDict:
@@ -58,7 +59,7 @@ def _limited(limit: LogLimit) -> Processor:
             return event
         error = event.get("exc_info")
         kind = (logger.name, event["event"], type(error), *(str(event.get(place)) for place in _PLACES))
-        suppressed = limit.admit(kind, share_of(structlog.stdlib.NAME_TO_LEVEL[level]))
+        suppressed = limit.admit(kind, share_of(_LEVELS.get(level.upper(), logging.ERROR)))
         if suppressed is None:
             raise structlog.DropEvent
         return {**event, "suppressed": suppressed} if suppressed else event
