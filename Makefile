@@ -24,14 +24,18 @@ run: $(VENV)/.runtime ## Start everything here, send a first rush hour, serve un
 	@$(BIN)/evenload up
 
 rush: $(VENV)/.dev ## Play a rush hour of 1,200 vehicles against `make run`; report in .evenload/rush_hour.html
-	@$(BIN)/python -m locust -f locustfiles/rush_hour.py --headless --only-summary --host $(GATEWAY) \
+	@gateway=$$($(GATEWAY)) || exit; \
+		$(BIN)/python -m locust -f locustfiles/rush_hour.py --headless --only-summary --host "$$gateway" \
 		--html $(RUSH_REPORT) --master-bind-host 127.0.0.1 $(ARGS); \
 		code=$$?; test ! -f $(RUSH_REPORT) || echo "the report is in $(RUSH_REPORT)"; exit $$code
 
 locust: $(VENV)/.dev ## Open locust's page (127.0.0.1:8089) to play rush hours against `make run`
-	@$(BIN)/python -m locust -f locustfiles --class-picker --web-host 127.0.0.1 --host $(GATEWAY) $(ARGS)
+	@gateway=$$($(GATEWAY)) || exit; \
+		$(BIN)/python -m locust -f locustfiles --class-picker --web-host 127.0.0.1 --host "$$gateway" $(ARGS)
 
-GATEWAY = http://127.0.0.1:$${EVENLOAD_GATEWAY_PORT:-8080}
+# As the commands read it, with all that EVENLOAD_GATEWAY_PORT and its file may hold.
+GATEWAY := $(BIN)/python -c 'from services.cli import options, output; \
+	output.leave_with(lambda: print(options.gateway_url("")) or 0)'
 RUSH_REPORT := .evenload/rush_hour.html
 
 test: $(VENV)/.dev ## Run the test suite on a real RabbitMQ and PostgreSQL of its own
@@ -98,23 +102,22 @@ ifneq ($(shell sh tools/environment is-sound $(VENV) && echo yes),yes)
 $(VENV)/.runtime $(VENV)/.dev: FORCE
 endif
 
-$(VENV)/.runtime: requirements/runtime.txt pyproject.toml tools/environment
+$(VENV)/.runtime: requirements/runtime.txt pyproject.toml tools/environment tools/install_lock.py
 	@$(MAKE) environment LOCK=$<
 	@touch $@
 
-$(VENV)/.dev: requirements/dev.txt pyproject.toml tools/environment
+$(VENV)/.dev: requirements/dev.txt pyproject.toml tools/environment tools/install_lock.py
 	@$(MAKE) environment LOCK=$<
 	@touch $@ $(VENV)/.runtime
 
-$(VENV)/.audit: requirements/audit.txt $(VENV)/.dev
-	@$(BIN)/python -m venv $(VENV)/audit
-	@$(VENV)/audit/bin/pip install --quiet --disable-pip-version-check --require-hashes -r $<
+$(VENV)/.audit: requirements/audit.txt tools/install_lock.py $(VENV)/.dev
+	@$(BIN)/python -m venv --without-pip $(VENV)/audit
+	@$(BIN)/python tools/install_lock.py $(VENV)/audit $<
 	@touch $@
 
-$(VENV)/.suite-%: requirements/dev.txt pyproject.toml $(VENV)/.dev
+$(VENV)/.suite-%: requirements/dev.txt pyproject.toml tools/install_lock.py $(VENV)/.dev
 	@python=$$(PYTHONPATH=tests $(BIN)/python -m harness.suites $*) && rm -rf $(VENV)/$* && "$$python" -m venv --without-pip $(VENV)/$*
-	@echo "installing requirements/dev.txt for Debian $*"
-	@$(BIN)/pip --python $(VENV)/$*/bin/python install --quiet --disable-pip-version-check --require-hashes -r $<
+	@$(BIN)/python tools/install_lock.py $(VENV)/$* $<
 	@sh tools/environment link $(VENV)/$*
 	@touch $@
 

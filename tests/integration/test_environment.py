@@ -1,7 +1,9 @@
 """The environment that `make` makes: in any folder, under any locale, beside what is set for other Pythons."""
 
 import hashlib
+import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -68,16 +70,22 @@ def clone(tmp_path_factory):
         "LC_ALL": "C",
         "PYTHONUTF8": "0",
         "PYTHONHOME": "/nowhere",
-        "PIP_NO_INDEX": "1",  # of these two pip must hear
-        "PIP_FIND_LINKS": str(folder.parent / "wheels"),
+        "PIP_NO_INDEX": "1",  # of this, and of [install] find-links, pip must hear
         "PIP_USER": "1",
         "PIP_REQUIRE_VIRTUALENV": "1",
         "PIP_CONSTRAINT": "/nowhere/constraints.txt",
+        "PIP_PLATFORM": "win32",
+        "PIP_ABI": "cp27m",
+        "PIP_PYTHON_VERSION": "2.7",
+        "PIP_LOG": "/nowhere/log",
         "PIP_CONFIG_FILE": str(folder.parent / "pip.conf"),
+        "SSLKEYLOGFILE": "/nowhere/keys",
     }
     elsewhere = folder.parent / "elsewhere"
     (folder.parent / "pip.conf").write_text(
-        f"[global]\nuser = true\ntarget = {elsewhere}\nprefix = {elsewhere}\nroot = {elsewhere}\n"
+        f"[global]\nuser = true\ntarget = {elsewhere}\nprefix = {elsewhere}\nroot = {elsewhere}\nquiet = 3\n"
+        "python = /nowhere/python\nfind-links = /nowhere\nlog = /nowhere/log\nno-binary = :all:\n"
+        f"[install]\nconstraint = /nowhere/constraints.txt\nplatform = win32\nfind-links = {folder.parent / 'wheels'}\n"
     )
     done = make(folder, ".venv/.runtime", **hostile)
     assert (done.returncode, done.stderr) == (0, "")
@@ -144,10 +152,9 @@ def test_a_package_index_that_does_not_answer_is_told_with_what_set_pip_up(clone
 
     *_, told = done.stderr.splitlines()
     assert done.returncode == 2
-    names = (f":env:.{name.removeprefix('PIP_').lower().replace('_', '-')}" for name in sorted(broken))
     assert told == (
-        f"installing requirements/other.txt failed (see above; pip is set up by: {' '.join(names)}): "
-        "the Python package index must be reachable, or pip's cache filled"
+        "installing requirements/other.txt failed (see above; pip is set up by: "
+        ":env:.extra-index-url, :env:.no-index): the Python package index must be reachable, or pip's cache filled"
     )
     assert "do-not-print-me" not in done.stdout + done.stderr
     assert (clone / ".venv/.runtime").stat().st_mtime_ns == before
@@ -178,7 +185,7 @@ def path(programs, tmp_path):
     """A PATH with these Pythons and no others."""
     tools = tmp_path / "tools"
     tools.mkdir()
-    for name in ("sh", "cat", "readlink", "rm"):
+    for name in ("sh", "cat", "dirname", "readlink", "rm"):
         (tools / name).symlink_to(shutil.which(name))
     return f"{programs}:{tools}"
 
@@ -192,13 +199,84 @@ def test_the_first_python_that_runs_and_is_new_enough_and_whole_is_taken(program
     assert done.stderr.startswith(f"{programs}/python3 makes no environment in {tmp_path}/venv")
 
 
+def test_a_python_without_a_part_of_its_library_is_told_with_what_it_lacks_and_the_next_is_asked(
+    programs, path, tmp_path
+):
+    without = "import sys; sys.modules.update(dict.fromkeys({}))\nexec(sys.argv[1])"
+    for name, lacking in {"python3.11": ["ssl"], "python3.12": ["sqlite3", "ctypes"], "python3.13": ["zlib"]}.items():
+        program(programs / name, f"exec {sys.executable} -c '{without.format(json.dumps(lacking))}' \"$2\"")
+    venv = tmp_path / "venv"
+
+    none = run(ROOT, "tools/environment", "make", str(venv), "no.txt", PATH=path)
+    program(programs / "python3", REAL_BUT_FOR_VENV)
+    done = run(ROOT, "tools/environment", "make", str(venv), "no.txt", PATH=path)
+
+    assert none.stderr.startswith(
+        f"no Python will do: {programs}/python3.11 lacks ssl, {programs}/python3.12 lacks sqlite3 and ctypes, "
+        f"{programs}/python3.13 lacks zlib: install a whole Python 3.11 or later "
+    )
+    assert done.stderr.startswith(f"{programs}/python3 makes no environment in {venv}")
+
+
+def test_an_environment_that_is_active_is_not_what_its_successor_is_made_with(programs, path, tmp_path):
+    venv = tmp_path / "venv"
+    for name in ("python3.11", "python3"):
+        program(programs / name, REAL_BUT_FOR_VENV)
+    venv.mkdir()
+    (venv / "bin").mkdir()
+    (venv / "bin/python3.11").symlink_to(programs / "python3.11")
+    active = f"{tmp_path}/./venv/bin"
+
+    done = run(ROOT, "tools/environment", "make", str(venv), "no.txt", PATH=f"{active}:{path}")
+    assert done.stderr.startswith(f"{programs}/python3.11 makes no environment in {venv}")
+
+    (venv / "bin").mkdir(parents=True)
+    program(venv / "bin/python3.11", REAL_BUT_FOR_VENV)
+    named = run(ROOT, "tools/environment", "make", str(venv), "no.txt", PATH=path, PYTHON=f"{venv}/bin/python3.11")
+    assert named.stderr.startswith(f"no Python will do: {venv}/bin/python3.11 lies in {venv} itself: ")
+    assert (venv / "bin/python3.11").exists()
+
+
+def test_every_environment_of_the_makefile_is_filled_in_the_same_way(tmp_path):
+    printed = "".join(
+        make(ROOT, "--dry-run", "--always-make", f".venv/.{one}").stdout for one in ("audit", "suite-forky")
+    )
+
+    assert "tools/install_lock.py .venv/audit requirements/audit.txt" in printed
+    assert "tools/install_lock.py .venv/forky requirements/dev.txt" in printed
+    assert not re.search(r"pip.* install", printed)
+
+
+@pytest.mark.parametrize("target", ["rush", "locust"])
+@pytest.mark.parametrize(
+    ("variables", "told"),
+    [
+        ({}, "--host http://127.0.0.1:8080 "),
+        ({"EVENLOAD_GATEWAY_PORT": "8099"}, "--host http://127.0.0.1:8099 "),
+        ({"EVENLOAD_GATEWAY_PORT": "tcp://10.0.0.1:8080"}, "--host http://127.0.0.1:8080 "),
+        ({"EVENLOAD_GATEWAY_PORT": "1", "EVENLOAD_GATEWAY_PORT_FILE": "{file}"}, "--host http://127.0.0.1:8123 "),
+        ({"EVENLOAD_GATEWAY_PORT": "none"}, "evenload: EVENLOAD_GATEWAY_PORT: "),
+    ],
+    ids=["default", "variable", "Kubernetes", "file", "no port"],
+)
+def test_the_load_is_sent_to_the_gateway_that_the_commands_ask(tmp_path, target, variables, told):
+    (tmp_path / "port").write_text("8123\n")
+    given = {name: value.format(file=tmp_path / "port") for name, value in variables.items()}
+    program(tmp_path / "python", f'case "$2" in locust) echo "$@" ;; *) exec {sys.executable} "$@" ;; esac')
+
+    done = make(ROOT, "--assume-old=.venv/.dev", target, f"BIN={tmp_path}", "ARGS=--more", **given)
+
+    assert told in done.stdout + done.stderr
+    assert (done.returncode, "locust" in done.stdout) == ((2, False) if "none" in variables.values() else (0, True))
+
+
 def test_where_no_python_will_do_each_is_told_with_what_it_lacks_before_anything_is_made(programs, path, tmp_path):
     done = run(ROOT, "tools/environment", "make", str(tmp_path / "venv"), "no.txt", PATH=path)
 
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == (
         f"no Python will do: {programs}/python3.11 does not run (exit code 127), {programs}/python3.12 lacks venv, "
-        f"{programs}/python3.13 is older than Python 3.11: install Python 3.11 or later with venv "
+        f"{programs}/python3.13 is older than Python 3.11: install a whole Python 3.11 or later "
         "(Debian: apt install python3-venv), or name one: make PYTHON=/path/to/python3.11\n"
     )
     assert not (tmp_path / "venv").exists()
