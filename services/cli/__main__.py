@@ -4,7 +4,7 @@ import os
 import signal
 import sys
 
-from services import signals
+from services import files, signals
 
 
 def main() -> None:
@@ -15,6 +15,7 @@ def main() -> None:
         signals.leave_at_once()
     elif is_heard:
         signal.signal(signal.SIGINT, lambda _signum, _frame: os._exit(signals.EXIT_INTERRUPTED))
+    files.refuse_key_log("evenload")
     from services.cli.main import main as run
 
     if is_heard:

@@ -11,6 +11,7 @@ from rich.console import Console
 from services.cli.output import make_console, print_json
 from services.errors import EvenloadError
 from services.local import running
+from services.local.folders import data_folder
 from services.settings import LocalSettings, load
 
 BACK_WITHIN_S = 30.0
@@ -33,7 +34,7 @@ def kill(name: str, *, as_json: bool) -> int:
 
     Raises `NothingToBreak`.
     """
-    data = load(LocalSettings).data_dir
+    data = data_folder(load(LocalSettings))
     instance, victim = _victim(data, name)
     console = make_console(stderr=as_json)
     _signal(victim, signal.SIGKILL)
@@ -54,7 +55,7 @@ def kill(name: str, *, as_json: bool) -> int:
 
 def freeze(name: str, seconds: float, *, as_json: bool) -> int:
     """SIGSTOP an instance for `seconds`, and SIGCONT it however this ends; raises `NothingToBreak`."""
-    instance, victim = _victim(load(LocalSettings).data_dir, name)
+    instance, victim = _victim(data_folder(load(LocalSettings)), name)
     console = make_console(stderr=as_json)
     # SIGINT, too: a shell's background job is started with it ignored.
     for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
@@ -77,7 +78,7 @@ def freeze(name: str, seconds: float, *, as_json: bool) -> int:
 def known_targets(incomplete: str) -> list[str]:
     """Instances and substation ids of the local stack, for a shell; empty where none runs."""
     try:
-        stack = running.find(load(LocalSettings).data_dir)
+        stack = running.find(data_folder(load(LocalSettings)))
     except (EvenloadError, OSError):
         return []
     names = list(stack.processes) if stack else []
@@ -88,9 +89,7 @@ def known_targets(incomplete: str) -> list[str]:
 def _victim(data: Path, name: str) -> tuple[str, psutil.Process]:
     stack = running.find(data)
     if stack is None:
-        raise NothingToBreak(
-            f"no stack runs from {data.resolve()}: start one with `make run`, or set EVENLOAD_DATA_DIR"
-        )
+        raise NothingToBreak(f"no stack runs from {data}: start one with `make run`, or set EVENLOAD_DATA_DIR")
     victim = stack.named(name)
     if victim is None:
         raise NothingToBreak(f"the stack has no {name!r} now: it has {', '.join(stack.processes)}")

@@ -11,11 +11,13 @@ import psutil
 from services.cli import checks_postgres
 from services.cli.checks import Check, misconfigured, note, ok, problem, with_cure
 from services.errors import EvenloadError, LedgerUnavailable, Misconfigured
+from services.files import is_there
 from services.ledger import schema
 from services.ledger.address import SETTING, sqlite_path
 from services.ledger.sqlite_files import beside, lock_path
 from services.ledger.sqlite_setup import Inside, inspect
 from services.local import locks
+from services.local.folders import data_folder
 from services.local.plan import default_ledger
 from services.settings import LocalSettings, given
 
@@ -29,7 +31,7 @@ DEFAULT_SPEED = "60"
 
 def ledger_url(settings: LocalSettings) -> str:
     """The address of the ledger that the local stack would use; raises `Misconfigured`."""
-    return given(SETTING) or default_ledger(settings.data_dir.resolve())
+    return given(SETTING) or default_ledger(data_folder(settings))
 
 
 def check_ledger(url: str) -> Iterator[Check]:
@@ -59,7 +61,7 @@ def _check_database(url: str) -> Iterator[Check]:
 
 
 def _check_file(path: Path) -> Iterator[Check]:
-    if lock_path(path).exists():
+    if is_there(lock_path(path)):
         yield _lock(path)
     try:
         if _inspected(path) is None:
@@ -94,7 +96,7 @@ def _check_meta(where: str, meta: Mapping[str, str], other: str) -> Iterator[Che
 
 def registered_substations(url: str) -> list[str]:
     """Ids that some process holds, by the ledger; empty where it cannot be read."""
-    with contextlib.suppress(sqlite3.Error, EvenloadError):
+    with contextlib.suppress(sqlite3.Error, EvenloadError, OSError):
         path = sqlite_path(url)
         if path is None:
             return checks_postgres.held_substations(url)

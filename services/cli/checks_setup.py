@@ -11,11 +11,13 @@ from pathlib import Path
 
 from services.cli.checks import Check, misconfigured, note, ok, problem, with_cure
 from services.errors import Misconfigured
+from services.files import is_there, nearest, owner_name
 from services.grid import load_grid
 from services.local import prometheus_programs
+from services.local.folders import cache_dir, data_folder, refuse_unusable
 from services.local.packages import can_unpack, copy_dir
-from services.local.plan import cache_dir, refuse_unusable
 from services.local.prometheus_programs import OFF, locate_prometheus
+from services.local.rabbitmq import CONFIGURATION, PASSWORDS
 from services.local.rabbitmq_programs import CURES, locate_rabbitmq
 from services.service_links import CURE as SERVICE_LINKS_CURE
 from services.service_links import service_links
@@ -25,6 +27,9 @@ DISK_NEEDED_BYTES = 500 * 1024 * 1024
 SETTINGS_WITHIN_S = 30.0
 _PROXIES = ("http_proxy", "HTTP_PROXY", "https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY")
 _PROXY_CURE = "for curl and other programs: no_proxy=127.0.0.1,localhost"
+_CACHE_CURE = "set EVENLOAD_CACHE_DIR to a folder of your own"
+_OPENED = ("lock", "logs", f"rabbitmq/{CONFIGURATION}", f"rabbitmq/{PASSWORDS}")
+"""What a start opens in the data folder; another user may have made it there."""
 _PLACEHOLDERS = {"EVENLOAD_AMQP_URL": "amqp://127.0.0.1/evenload", "EVENLOAD_LEDGER_URL": "sqlite:///ledger.sqlite"}
 # In a process of its own, as `evenload up` would: the chassis does not import services.
 _READ_ALL_SETTINGS = """
@@ -105,16 +110,14 @@ def check_rabbitmq(settings: LocalSettings, amqp_url: str | None) -> Check:
         return ok("rabbitmq", "the broker of EVENLOAD_AMQP_URL")
     cache = cache_dir(settings)
     found = locate_rabbitmq(cache)
-    if found is None and copy_dir(cache, "rabbitmq").exists() and can_unpack():
-        said = f"the copy in {cache} was moved, or files of it are gone"
-        return note("rabbitmq", said, "`make run` fetches and unpacks it anew, once")
     if found is not None:
         kind = f"a copy in {cache}" if found.server.is_relative_to(cache) else "installed"
         return ok("rabbitmq", f"{kind}: {found.server.parent.parent.name}")
-    there = _nearest(cache)
-    if not (there.is_dir() and os.access(there, os.W_OK | os.X_OK)):
-        said = f"not there yet, and {there} cannot be written to unpack a copy"
-        return misconfigured("rabbitmq", said, "set EVENLOAD_CACHE_DIR to a folder of your own")
+    if fault := _fault_of(cache):
+        return misconfigured("rabbitmq", f"no copy can be unpacked: {fault}", _CACHE_CURE)
+    if is_there(copy_dir(cache, "rabbitmq")) and can_unpack():
+        said = f"the copy in {cache} was moved, or files of it are gone"
+        return note("rabbitmq", said, "`make run` fetches and unpacks it anew, once")
     if can_unpack():
         return ok("rabbitmq", "not there yet: `make run` fetches and unpacks a copy, once")
     return misconfigured("rabbitmq", "not installed, and no apt-get to unpack a copy with", CURES)
@@ -131,6 +134,8 @@ def check_prometheus(settings: LocalSettings) -> Check:
         return with_cure("prometheus", error)
     if found is not None:
         return ok("prometheus", f"{found.program}")
+    if fault := _fault_of(cache):
+        return note("prometheus", f"no copy can be unpacked: {fault}", _CACHE_CURE)
     if can_unpack():
         return ok("prometheus", "not there yet: `make run` fetches and unpacks a copy, once")
     return note("prometheus", "not installed, and no apt-get to unpack a copy with", prometheus_programs.CURES)
@@ -138,18 +143,18 @@ def check_prometheus(settings: LocalSettings) -> Check:
 
 def check_folders(settings: LocalSettings) -> Iterator[Check]:
     """The data folder, and the room on its disk."""
-    data = settings.data_dir.resolve()
     try:
+        data = data_folder(settings)
         refuse_unusable(data)
     except Misconfigured as error:
         yield with_cure("data folder", error)
         return
-    there = _nearest(data)
-    if not there.is_dir() or not os.access(there, os.R_OK | os.W_OK | os.X_OK):
-        owner = there.owner() if there.is_dir() else "nobody: it is no folder"
-        yield misconfigured(
-            "data folder", f"{there} cannot be written (it belongs to {owner})", "set EVENLOAD_DATA_DIR"
-        )
+    there = nearest(data)
+    opened = [one for one in (data / name for name in _OPENED) if is_there(one)]
+    foreign = [_closed(one) for one in opened if not os.access(one, os.R_OK | os.W_OK)]
+    if fault := "; ".join(filter(None, [_fault_of(data), *foreign])):
+        cure = "give it to this user, or set EVENLOAD_DATA_DIR to a folder of your own"
+        yield misconfigured("data folder", fault, cure)
     else:
         yield ok("data folder", f"{data}" if there == data else f"{data}, made at the first start")
     free = shutil.disk_usage(there).free
@@ -160,6 +165,13 @@ def check_folders(settings: LocalSettings) -> Iterator[Check]:
         yield ok("disk", said)
 
 
-def _nearest(path: Path) -> Path:
-    """The path itself, or the nearest of its parents that exists."""
-    return next(one for one in (path, *path.parents) if one.exists())
+def _fault_of(folder: Path) -> str:
+    """Why nothing can be written into a folder, or it cannot be made; empty where it can."""
+    there = nearest(folder)
+    if not there.is_dir():
+        return f"{there} cannot be written (it is no folder)"
+    return "" if os.access(there, os.R_OK | os.W_OK | os.X_OK) else _closed(there)
+
+
+def _closed(path: Path) -> str:
+    return f"{path} cannot be written (it belongs to {owner_name(path)})"

@@ -3,6 +3,7 @@
 from services.broker import topology
 from services.cli.console import Console, ConsoleUnusable
 from services.local import running
+from services.local.folders import data_folder
 from services.local.rabbitmq import console_of
 from services.settings import ConsoleSettings, LocalSettings, load
 
@@ -12,7 +13,7 @@ def find_console(url: str) -> Console:
     settings = load(ConsoleSettings)
     if url:
         return Console(url, settings.user, settings.password, settings.vhost)
-    data = load(LocalSettings).data_dir.resolve()
+    data = data_folder(load(LocalSettings))
     stack = running.find(data)
     if stack is None:
         raise ConsoleUnusable(f"no stack runs from {data}: start one with `make run`, or give --console")

@@ -28,6 +28,7 @@ from services.cli.options import gateway_url
 from services.cli.output import make_console, print_json, text
 from services.errors import Misconfigured
 from services.local import running
+from services.local.folders import data_folder
 from services.settings import PREFIX, LocalSettings, Settings, given, load
 
 MARKS = {
@@ -80,12 +81,12 @@ def _checks(url: str, console_url: str) -> list[Check]:
     checks = [check_python(), *check_surroundings(os.environ), *check_settings()]
     try:
         settings = load(LocalSettings)
+        data = data_folder(settings)
         ledger, amqp_url = ledger_url(settings), given("EVENLOAD_AMQP_URL")
     except Misconfigured as error:
         told = {one.said for one in checks}
         fault = with_cure("settings", error)
         return checks if fault.said in told else [*checks, fault]
-    data = settings.data_dir.resolve()
     stack = running.find(data)
     registered, is_shared = registered_substations(ledger), load(_Place).ledger_shared
     asked = asyncio.run(

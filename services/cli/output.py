@@ -11,6 +11,7 @@ from rich.text import Text
 
 from services import streams
 from services.errors import EvenloadError, Misconfigured
+from services.files import describe
 from services.signals import EXIT_INTERRUPTED
 
 EXIT_FAILED = 1
@@ -69,10 +70,15 @@ def leave_with(work: Callable[[], int]) -> NoReturn:
     except KeyboardInterrupt:
         code = EXIT_INTERRUPTED
     except OSError as error:
-        if error.errno not in DISK_FULL or error.filename is not None:
+        if error.filename is not None:
+            cure = "free some room there" if error.errno in DISK_FULL else "let this user use it, or name another"
+            code = _say_failed(f"{describe(error)}: {cure}", EXIT_MISCONFIGURED)
+        elif error.errno in DISK_FULL:
+            streams.flush()
+            said = f"standard output cannot be written ({error.strerror}): free some room there"
+            code = _say_failed(said, EXIT_FAILED)
+        else:
             raise
-        streams.flush()
-        code = _say_failed(f"standard output cannot be written ({error.strerror}): free some room there", EXIT_FAILED)
     sys.exit(code)
 
 

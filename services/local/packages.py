@@ -55,7 +55,10 @@ def _tools() -> dict[str, Path | None]:
 
 def copy_dir(cache: Path, name: str) -> Path:
     """Where in `cache` the copy of a set for this system lies."""
-    release = platform.freedesktop_os_release() if Path("/etc/os-release").exists() else {}
+    try:
+        release = platform.freedesktop_os_release()
+    except OSError:
+        release = {}
     system = release.get("VERSION_CODENAME") or release.get("ID") or platform.system().lower()
     return cache / f"{name}-{system}-{platform.machine()}"
 

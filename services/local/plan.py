@@ -3,19 +3,17 @@
 import errno
 import os
 import secrets
-import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
 
 from services.errors import Misconfigured
+from services.files import owner_name
 from services.grid import Grid, load_grid
 from services.ledger.address import SETTING, SQLITE_SCHEME, sqlite_path
+from services.local.folders import cache_dir, data_folder, refuse_unusable
 from services.local.ports import HOST
 from services.local.prometheus_programs import OFF, locate_prometheus
 from services.settings import LocalSettings, given
-
-LONGEST_PATH_BYTES = 480
-"""SQLite takes 512 for a file, of which some are for the names that it gives to files beside it."""
 
 
 @dataclass(frozen=True)
@@ -51,15 +49,17 @@ class Plan:
 
 def make_plan(settings: LocalSettings) -> Plan:
     """Decide, and make the data folder; raises `Misconfigured` for what would be refused later."""
-    data = settings.data_dir.resolve()
+    data = data_folder(settings)
     refuse_unusable(data)
     try:
         (data / "logs").mkdir(parents=True, exist_ok=True)
         for folder in (data, data / "logs"):
             if not os.access(folder, os.R_OK | os.W_OK | os.X_OK):
-                raise PermissionError(errno.EACCES, f"it belongs to {folder.owner()}")
+                raise PermissionError(errno.EACCES, f"{folder} belongs to {owner_name(folder)}")
     except OSError as error:
-        raise Misconfigured(f"EVENLOAD_DATA_DIR: {data} cannot be written: {error.strerror}") from None
+        raise Misconfigured(
+            f"EVENLOAD_DATA_DIR: {data} cannot be written ({error.strerror}): name a folder of your own"
+        ) from None
     for name in ("EVENLOAD_GATEWAY_HOST", "EVENLOAD_ADMIN_HOST"):
         if (given(name) or HOST) != HOST:
             raise Misconfigured(
@@ -74,19 +74,3 @@ def make_plan(settings: LocalSettings) -> Plan:
 def default_ledger(data: Path) -> str:
     """The address of the ledger in a data folder."""
     return f"{SQLITE_SCHEME}{data / 'ledger.sqlite'}"
-
-
-def refuse_unusable(data: Path) -> None:
-    """Raise `Misconfigured` for a data folder in which no ledger can be."""
-    if any(unicodedata.category(sign) == "Cc" for sign in str(data)):
-        raise Misconfigured(f"EVENLOAD_DATA_DIR: {data} holds a control character: name a folder without")
-    if len(os.fsencode(data)) > LONGEST_PATH_BYTES:
-        raise Misconfigured(
-            f"EVENLOAD_DATA_DIR: {data} is longer than {LONGEST_PATH_BYTES} bytes: name a folder with a shorter path"
-        )
-
-
-def cache_dir(settings: LocalSettings) -> Path:
-    """Where unpacked packages are kept, for all checkouts of a user."""
-    home_cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")  # noqa: PTH111 (no home: no error)
-    return (settings.cache_dir or Path(home_cache) / "evenload").absolute()

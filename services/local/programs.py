@@ -16,7 +16,8 @@ def find_program(name: str, *question: str) -> Path | None:
 
 
 def _runs(program: Path, *question: str) -> bool:
-    if not (program.is_file() and os.access(program, os.X_OK)):
+    # In this order: where a folder is closed to this user, `access` says no, and `is_file` would raise.
+    if not (os.access(program, os.X_OK) and program.is_file()):
         return False
     try:
         done = subprocess.run(  # noqa: S603 (what the user has on the PATH)

@@ -13,7 +13,8 @@ import aiohttp
 from services.broker import topology
 from services.errors import EvenloadError
 from services.local import leftovers
-from services.local.plan import Plan, cache_dir
+from services.local.folders import cache_dir
+from services.local.plan import Plan
 from services.local.ports import HOST
 from services.local.process import ProcessSpec
 from services.local.prometheus_programs import OFF, PrometheusInstallation, find_prometheus

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from services.errors import Misconfigured
+from services.files import is_there
 from services.local.packages import PackageSet, Say, copy_dir, is_whole, libraries, obtain
 from services.local.programs import find_program
 
@@ -75,7 +76,7 @@ def _named(name: str) -> PrometheusInstallation:
 
 def _unpacked(copy: Path) -> PrometheusInstallation | None:
     program = copy / "usr/bin/prometheus"
-    if not program.exists() or not is_whole(copy):
+    if not is_there(program) or not is_whole(copy):
         return None
     pages = copy / "usr/share/prometheus/web"
     # Debian's program looks for its pages in the system; others carry theirs, and do not know the option.

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from services.files import is_there
 from services.local.packages import PackageSet, Say, copy_dir, is_whole, libraries, obtain
 from services.local.plain_paths import is_plain
 from services.local.programs import find_program
@@ -113,6 +114,8 @@ def _finds_itself(copy: Path) -> bool:
 
 def _first(folder: Path, pattern: str) -> Path | None:
     """What matches, of the highest version."""
+    if not is_there(folder):  # `glob` would raise where this user may not look
+        return None
     return max(folder.glob(pattern), key=lambda path: [int(one) for one in re.findall(r"\d+", str(path))], default=None)
 
 

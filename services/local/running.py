@@ -38,8 +38,7 @@ class RunningStack:
 
 
 def find(data: Path) -> RunningStack | None:
-    """The stack that runs from a data folder, or None."""
-    data = data.resolve()
+    """The stack that runs from a data folder, which is named by its whole path without links; None where none does."""
     supervisors = locks.holders(data / "lock")
     if not supervisors:
         return None

@@ -15,11 +15,13 @@ import aiohttp
 
 from services.admin import port_taken
 from services.errors import Misconfigured
+from services.files import describe
 from services.ledger.sqlite_files import lock_path
 from services.lifecycle import told_of_signals
 from services.local import leftovers
 from services.local.first_look import until_seen
-from services.local.plan import Plan, cache_dir, make_plan
+from services.local.folders import cache_dir
+from services.local.plan import Plan, make_plan
 from services.local.ports import HOST, free_ports
 from services.local.process import ProcessSpec
 from services.local.prometheus import Prometheus, Scraped
@@ -64,7 +66,7 @@ def up(settings: LocalSettings, say: Say, announce: Announce, first_rush: FirstR
     Raises `Misconfigured` where it cannot start, `StackEnded` where it cannot go on.
     """
     plan = make_plan(settings)
-    with _only_one_in(plan.data):
+    with _files_named(plan.data), _only_one_in(plan.data):
         left = leftovers.of_other_runs(plan.data, plan.run)
         if left:
             say(f"ending {len(left)} processes that an earlier start left behind")
@@ -255,6 +257,18 @@ def _refuse_taken_port(port: int) -> None:
             probe.bind((HOST, port))
         except OSError as error:
             raise Misconfigured(port_taken(HOST, port, "EVENLOAD_GATEWAY_PORT", error)) from None
+
+
+@contextlib.contextmanager
+def _files_named(data: Path) -> Iterator[None]:
+    """Raise `Misconfigured` with the cause and the cure where a file in the data folder cannot be used."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None or not Path(os.fsdecode(error.filename)).is_relative_to(data):
+            raise
+        cures = "remove it, give it to this user, or name a folder of your own"
+        raise Misconfigured(f"EVENLOAD_DATA_DIR: {describe(error)}: {cures}") from None
 
 
 @contextlib.contextmanager

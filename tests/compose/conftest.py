@@ -11,7 +11,7 @@ from harness.compose_check import NO_ENGINE_TO_PYTEST
 from harness.docker_engine import NoEngine, running_engine
 from harness.stand_ins import make_stand_ins
 
-from services.local.plan import cache_dir
+from services.local.folders import cache_dir
 from services.local.ports import free_ports
 from services.settings import LocalSettings
 

@@ -5,8 +5,8 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
+from services.local.folders import cache_dir
 from services.local.packages import PackageSet, copy_dir, libraries, obtain
-from services.local.plan import cache_dir
 from services.settings import LocalSettings
 
 MADE_WITHIN_S = 60

@@ -21,7 +21,7 @@ from harness.tcp_proxy import TcpProxy
 
 from services.broker import topology
 from services.local import leftovers
-from services.local.plan import cache_dir
+from services.local.folders import cache_dir
 from services.local.ports import HOST, free_ports
 from services.local.process import ProcessSpec
 from services.local.rabbitmq import CONFIGURATION, MEMORY_WATERMARK, BrokerPorts, PrivateBroker, prepare_broker

@@ -13,8 +13,8 @@ import pytest
 from harness.shared_libraries import missing_libraries
 from playwright.sync_api import BrowserContext, Playwright, sync_playwright
 
+from services.local.folders import cache_dir
 from services.local.packages import PackageSet, copy_dir, libraries, obtain
-from services.local.plan import cache_dir
 from services.settings import LocalSettings
 
 INSTALLED = ("chromium", "chromium-browser", "google-chrome-stable")

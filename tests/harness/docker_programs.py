@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from services.errors import Misconfigured
+from services.local.folders import cache_dir
 from services.local.packages import PackageSet, copy_dir, libraries, obtain, system_archive
-from services.local.plan import cache_dir
 from services.settings import LocalSettings
 
 RELEASE = "bookworm"

@@ -20,8 +20,8 @@ from harness.postgres import (
     wait_until_it_answers,
 )
 
+from services.local.folders import cache_dir
 from services.local.packages import PackageSet, copy_dir, libraries, obtain
-from services.local.plan import cache_dir
 from services.local.ports import free_ports
 from services.settings import LocalSettings
 

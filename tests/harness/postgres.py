@@ -19,8 +19,8 @@ from harness.suites import SUITE, copy_of, of_suite, use_own_libraries
 
 from services.ledger import schema
 from services.local import leftovers
+from services.local.folders import cache_dir
 from services.local.packages import PackageSet, copy_dir, libraries, obtain
-from services.local.plan import cache_dir
 from services.local.ports import free_ports
 from services.settings import LocalSettings
 

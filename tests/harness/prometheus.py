@@ -8,7 +8,7 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
-from services.local.plan import cache_dir
+from services.local.folders import cache_dir
 from services.local.prometheus_programs import AUTO, PrometheusInstallation, find_prometheus
 from services.settings import LocalSettings
 

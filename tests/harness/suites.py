@@ -14,8 +14,8 @@ from harness.shared_libraries import programs_below
 
 from services.errors import Misconfigured
 from services.local import rabbitmq_programs
+from services.local.folders import cache_dir
 from services.local.packages import PackageSet, copy_dir, obtain
-from services.local.plan import cache_dir
 from services.local.rabbitmq_programs import RabbitInstallation
 from services.settings import LocalSettings
 

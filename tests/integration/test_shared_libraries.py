@@ -26,8 +26,8 @@ from harness.shared_libraries import (
 from harness.stack import ROOT
 from harness.suites import SUITE
 
+from services.local.folders import cache_dir
 from services.local.packages import PackageSet, copy_dir, libraries
-from services.local.plan import cache_dir
 from services.local.rabbitmq_programs import find_rabbitmq
 from services.settings import LocalSettings
 

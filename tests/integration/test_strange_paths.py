@@ -8,9 +8,10 @@ import pytest
 from harness.broker import Node, api, guarded
 
 from services.errors import Misconfigured
+from services.local.folders import cache_dir
 from services.local.packages import copy_dir
 from services.local.plain_paths import WORKING_FOLDER, is_plain, seen_from_inside
-from services.local.plan import cache_dir, make_plan
+from services.local.plan import make_plan
 from services.local.ports import free_ports
 from services.local.programs import find_program
 from services.local.rabbitmq import BrokerPorts, prepare_broker

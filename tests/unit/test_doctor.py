@@ -206,7 +206,7 @@ def test_a_cache_that_cannot_be_written_is_told_while_there_is_no_copy(tmp_path,
     found = check_rabbitmq(LocalSettings(cache_dir=tmp_path / "file" / "cache"), None)
 
     assert found.finding is Finding.MISCONFIGURED
-    assert found.said == f"not there yet, and {tmp_path / 'file'} cannot be written to unpack a copy"
+    assert found.said == f"no copy can be unpacked: {tmp_path / 'file'} cannot be written (it is no folder)"
     assert found.cure == "set EVENLOAD_CACHE_DIR to a folder of your own"
 
 
