@@ -28,7 +28,7 @@ from services.cli.options import gateway_url
 from services.cli.output import make_console, print_json, text
 from services.errors import Misconfigured
 from services.local import running
-from services.local.folders import data_folder
+from services.local.folders import cache_dir, data_folder
 from services.settings import PREFIX, LocalSettings, Settings, given, load
 
 MARKS = {
@@ -81,7 +81,7 @@ def _checks(url: str, console_url: str) -> list[Check]:
     checks = [check_python(), *check_surroundings(os.environ), *check_settings()]
     try:
         settings = load(LocalSettings)
-        data = data_folder(settings)
+        data, _ = data_folder(settings), cache_dir(settings)
         ledger, amqp_url = ledger_url(settings), given("EVENLOAD_AMQP_URL")
     except Misconfigured as error:
         told = {one.said for one in checks}

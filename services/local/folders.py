@@ -13,8 +13,8 @@ LONGEST_PATH_BYTES = 480
 
 
 def data_folder(settings: LocalSettings) -> Path:
-    """The data folder by its whole path, without links; raises `Misconfigured` where it can have none."""
-    data = _whole("EVENLOAD_DATA_DIR", settings.data_dir)
+    """The data folder by its absolute path, without links; raises `Misconfigured` where it can have none."""
+    data = _absolute("EVENLOAD_DATA_DIR", settings.data_dir)
     try:
         data.stat()
     except OSError as error:
@@ -38,17 +38,20 @@ def refuse_unusable(data: Path) -> None:
 def cache_dir(settings: LocalSettings) -> Path:
     """Where unpacked packages are kept: for all checkouts of a user, or in the data folder of one without a home."""
     if settings.cache_dir:
-        return _whole("EVENLOAD_CACHE_DIR", settings.cache_dir)
-    home_cache = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))  # noqa: PTH111 (no home: no error)
-    # XDG's own rule: a path that is not whole counts as absent.
-    return home_cache / "evenload" if home_cache.is_absolute() else data_folder(settings) / "cache"
+        return _absolute("EVENLOAD_CACHE_DIR", settings.cache_dir)
+    given, home = Path(os.environ.get("XDG_CACHE_HOME", "")), Path(os.path.expanduser("~"))  # noqa: PTH111 (raises nothing)
+    if given.is_absolute():  # XDG's own rule: a relative path counts as absent
+        return given / "evenload"
+    # Without a home it stays "~", and in containers the home of an unknown user is the root folder.
+    has_home = home.is_absolute() and home != Path("/")
+    return home / ".cache/evenload" if has_home else data_folder(settings) / "cache"
 
 
-def _whole(variable: str, path: Path) -> Path:
+def _absolute(variable: str, path: Path) -> Path:
     try:
         return path.absolute()
     except OSError:
         raise Misconfigured(
-            f"{variable}: {path} is not a whole path, and the working folder is gone: "
-            "change to a folder that is there, or name a whole path"
+            f"{variable}: {path} is a relative path, and the working folder is gone: "
+            "change to a folder that is there, or name an absolute path"
         ) from None

@@ -38,7 +38,7 @@ class RunningStack:
 
 
 def find(data: Path) -> RunningStack | None:
-    """The stack that runs from a data folder, which is named by its whole path without links; None where none does."""
+    """The stack that runs from a data folder, which is absolute and without links; None where none does."""
     supervisors = locks.holders(data / "lock")
     if not supervisors:
         return None

@@ -267,7 +267,7 @@ def _files_named(data: Path) -> Iterator[None]:
     except OSError as error:
         if error.filename is None or not Path(os.fsdecode(error.filename)).is_relative_to(data):
             raise
-        cures = "remove it, give it to this user, or name a folder of your own"
+        cures = "give it to this user, or name a folder of your own"
         raise Misconfigured(f"EVENLOAD_DATA_DIR: {describe(error)}: {cures}") from None
 
 

@@ -19,6 +19,27 @@ def test_a_value_that_a_local_stack_cannot_have(refusal, settings, told):
     assert told in refusal("up", **settings)
 
 
+def test_a_data_folder_in_a_loop_of_links(refusal, tmp_path):
+    (tmp_path / "a").symlink_to("b")
+    (tmp_path / "b").symlink_to("a")
+
+    assert refusal("up", EVENLOAD_DATA_DIR=str(tmp_path / "a/data")) == (
+        f"evenload: EVENLOAD_DATA_DIR: {tmp_path}/a/data leads through a loop of symbolic links: name another folder"
+    )
+
+
+@pytest.mark.parametrize("name", ["EVENLOAD_DATA_DIR", "EVENLOAD_CACHE_DIR"])
+def test_a_relative_path_in_a_working_folder_that_was_deleted(refusal, tmp_path, monkeypatch, name):
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+
+    assert refusal("up", EVENLOAD_PROMETHEUS="auto", **{name: "own"}) == (
+        f"evenload: {name}: own is a relative path, and the working folder is gone: "
+        "change to a folder that is there, or name an absolute path"
+    )
+
+
 def test_a_file_that_holds_no_address_of_a_broker(refusal, tmp_path):
     said = refusal("up", EVENLOAD_AMQP_URL_FILE=str(tmp_path / "nowhere"))
 
