@@ -77,14 +77,14 @@ def clone(tmp_path_factory):
         "PIP_PLATFORM": "win32",
         "PIP_ABI": "cp27m",
         "PIP_PYTHON_VERSION": "2.7",
-        "PIP_LOG": "/nowhere/log",
+        "PIP_LOG": str(folder.parent / "elsewhere/log"),
         "PIP_CONFIG_FILE": str(folder.parent / "pip.conf"),
         "SSLKEYLOGFILE": "/nowhere/keys",
     }
     elsewhere = folder.parent / "elsewhere"
     (folder.parent / "pip.conf").write_text(
         f"[global]\nuser = true\ntarget = {elsewhere}\nprefix = {elsewhere}\nroot = {elsewhere}\nquiet = 3\n"
-        "python = /nowhere/python\nfind-links = /nowhere\nlog = /nowhere/log\nno-binary = :all:\n"
+        f"python = /nowhere/python\nfind-links = /nowhere\nlog = {elsewhere}/log\nno-binary = :all:\n"
         f"[install]\nconstraint = /nowhere/constraints.txt\nplatform = win32\nfind-links = {folder.parent / 'wheels'}\n"
     )
     done = make(folder, ".venv/.runtime", **hostile)

@@ -53,7 +53,7 @@ def evenload(tmp_path, port):
         "EVENLOAD_DATA_DIR": str(tmp_path / "data"),
         "EVENLOAD_GATEWAY_PORT": str(port),
         "EVENLOAD_FIRST_RUSH": "0",
-    }
+    } | {name: value for name, value in os.environ.items() if name == "PYTHONPATH"}  # of a broken copy that is tried
 
     def run(*arguments, **environment):
         return subprocess.run(
