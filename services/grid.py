@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationIn
 
 from services.errors import Misconfigured
 from services.settings import SUBSTATION_ID
+from services.text_files import read_text
 from services.toml_lines import line_of
 
 POWER_FACTOR = 0.95
@@ -116,15 +117,18 @@ def load_grid(name_or_path: str) -> Grid:
     grids = resources.files("services") / "grids"
     shipped = grids / f"{name_or_path}.toml"
     try:
-        text = (shipped if shipped.is_file() else Path(name_or_path)).read_text(encoding="utf-8")
-        data = tomllib.loads(text)
+        text = read_text(shipped if shipped.is_file() else Path(name_or_path))
     except OSError as error:
         names = sorted(one.name.removesuffix(".toml") for one in grids.iterdir())
         raise Misconfigured(
             f"EVENLOAD_GRID: grid file {name_or_path!r} cannot be read ({error.strerror}): "
             f"give the path of one, or one of those that come along: {', '.join(names)}"
         ) from None
-    except (ValueError, RecursionError) as error:  # not UTF-8, not TOML, or more digits or brackets than Python takes
+    except ValueError as error:
+        raise Misconfigured(f"EVENLOAD_GRID: grid file {name_or_path!r} {error}") from None
+    try:
+        data = tomllib.loads(text)
+    except (ValueError, RecursionError) as error:  # not TOML, or more digits or brackets than Python takes
         raise Misconfigured(f"EVENLOAD_GRID: grid file {name_or_path!r} is no TOML: {error}") from None
     try:
         grid = Grid.model_validate(data)

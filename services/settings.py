@@ -4,20 +4,21 @@ import difflib
 import os
 import re
 import secrets
-import unicodedata
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 from pydantic import Field, ValidationError, ValidationInfo, field_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 from yarl import URL
 
 from services import crash_points
-from services.broker_address import broker_host, is_loopback
+from services.broker_address import broker_host, broker_options, is_loopback
 from services.errors import Misconfigured
 from services.logs import LogFormat
 from services.service_links import is_service_link
+from services.signs import path_fault, refuse_lookalike, refuse_stray_signs, refuse_undecodable
+from services.text_files import read_text
 
 PREFIX = "EVENLOAD_"
 FILE_SUFFIX = "_FILE"
@@ -36,16 +37,39 @@ HEARTBEAT_MAX_S = 600
 SUBSTATION_ID = re.compile(r"^[A-Za-z0-9][A-Za-z0-9-]{0,62}$")
 
 
+_MAY_BE_PATH = "may be a path"
+NameOrPath = Annotated[str, _MAY_BE_PATH]
+_FREE_TEXT = ("password", "ledger_url")
+"""Fields in which an invisible character may be meant; the ledger's address is judged where it is read."""
+
+
 class Settings(BaseSettings):
     """The base of all settings classes: frozen, and an empty variable counts as absent."""
 
-    model_config = SettingsConfigDict(env_ignore_empty=True, frozen=True, extra="ignore")
+    model_config = SettingsConfigDict(frozen=True, extra="ignore")
+
+    @classmethod
+    def settings_customise_sources(
+        cls, settings_cls: type[BaseSettings], init_settings: PydanticBaseSettingsSource, *_: Any, **_others: Any
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Read variables with `given` only: pydantic's own source also takes names in small letters."""
+        texts = {field: given(env_name(settings_cls, field)) for field in settings_cls.model_fields}
+        told = {field: text for field, text in texts.items() if text is not None}
+        return init_settings, InitSettingsSource(settings_cls, told)
 
     @field_validator("*", mode="before")
     @classmethod
-    def _without_stray_signs(cls, value: object, field: ValidationInfo) -> object:
-        if isinstance(value, str):
-            _refuse_stray_signs(value, is_password=field.field_name == "password")
+    def _is_as_meant(cls, value: object, info: ValidationInfo) -> object:
+        if isinstance(value, str) and info.field_name is not None:
+            field = cls.model_fields[info.field_name]
+            is_path = Path in (field.annotation, *get_args(field.annotation)) or _MAY_BE_PATH in field.metadata
+            refuse_stray_signs(value, is_password=info.field_name == "password")
+            if is_path and (fault := path_fault(value)):
+                raise ValueError(fault)
+            if not is_path and info.field_name != "ledger_url":
+                refuse_undecodable(value)
+            if not is_path and info.field_name not in _FREE_TEXT:
+                refuse_lookalike(value)
         return value
 
 
@@ -77,7 +101,7 @@ class CommonSettings(Settings):
         "on with its sessions. The same for all services of a ledger.",
     )
     envelope_max: int = Field(100, ge=1, le=100, description="Most requests in one message; 1 for watching.")
-    grid: str = Field("default", description="Grid file (TOML), or the name of one that comes along.")
+    grid: NameOrPath = Field("default", description="Grid file (TOML), or the name of one that comes along.")
     admin_host: str = Field("127.0.0.1", description="Where health and metrics are served.")
     admin_port: Port | None = Field(None, description="Port of health and metrics; chosen free when absent.")
     instance: Name | None = Field(
@@ -104,7 +128,7 @@ class CommonSettings(Settings):
     @classmethod
     def _amqp_scheme(cls, value: str) -> str:
         host = broker_host(value)
-        heartbeat = URL(value).query.get("heartbeat", "10")
+        heartbeat = dict(broker_options(value)).get("heartbeat", "10")
         if not (heartbeat.isdecimal() and 1 <= int(heartbeat) <= HEARTBEAT_MAX_S):
             raise ValueError(f"its heartbeat must be a whole number of seconds from 1 to {HEARTBEAT_MAX_S}")
         if (URL(value).password or "") in GUESSED_PASSWORDS and not is_loopback(host):
@@ -129,9 +153,9 @@ class LocalSettings(Settings):
         None, description="Where unpacked packages are kept; by default `evenload` in the user's cache folder."
     )
     first_rush: bool = Field(True, description="0 starts the local stack without its first rush hour.")
-    grid: str = Field("default", description="Grid file (TOML), or the name of one that comes along.")
+    grid: NameOrPath = Field("default", description="Grid file (TOML), or the name of one that comes along.")
     gateway_port: Port = Field(8080, description="Port of the HTTP API.")
-    prometheus: str = Field(
+    prometheus: NameOrPath = Field(
         "auto",
         description="`auto`: an installed Prometheus, else a copy from the system's packages; or the path of a "
         "`prometheus`; or `0` for none.",
@@ -148,22 +172,10 @@ class ConsoleSettings(Settings):
     vhost: str = Field("evenload", description="The vhost that Evenload has there.")
 
 
-def _refuse_stray_signs(value: str, *, is_password: bool) -> None:
-    """Raise `ValueError` for control characters, and for white space around a value unless it is a password."""
-    if "\r" in value or "\n" in value:
-        raise ValueError(
-            "it holds the end of a line: remove it, and save a file of variables with the line ends of Unix (LF)"
-        )
-    if value != value.strip() and not is_password:
-        raise ValueError("it begins or ends with white space: remove that")
-    if any(unicodedata.category(sign) == "Cc" for sign in value):
-        raise ValueError("it holds a control character: remove that")
-
-
 AnySettings = TypeVar("AnySettings", bound=Settings)
 
 
-def env_name(settings_type: type[Settings], field: str) -> str:
+def env_name(settings_type: type[BaseSettings], field: str) -> str:
     """The variable that sets `field`."""
     return f"{settings_type.model_config.get('env_prefix', '')}{field}".upper()
 
@@ -177,20 +189,24 @@ def given(variable: str) -> str | None:
     """What is given for a variable: the text of the file that `<variable>_FILE` names, before the variable itself.
 
     The file wins, because whoever adds one to a compose file cannot take a variable away there. None where neither is
-    set. Raises `Misconfigured` for a file without a value, and never tells what it holds.
+    set, or where an orchestrator wrote the variable for a service of its own. Raises `Misconfigured` for a file without
+    a value, and never tells what it holds.
     """
     path = os.environ.get(variable + FILE_SUFFIX)
     if not path:
-        return os.environ.get(variable) or None
-    fault = f"{variable}{FILE_SUFFIX}: {path} "
+        value = os.environ.get(variable, "")
+        return None if not value or is_service_link(variable, value) else value
+    file = f"{variable}{FILE_SUFFIX}: {path}"
+    if fault := path_fault(path):
+        raise Misconfigured(f"{file}: {fault}")
     try:
-        value = Path(path).read_text("utf-8").rstrip("\r\n")
+        value = read_text(Path(path)).rstrip("\n")
     except OSError as error:
-        raise Misconfigured(f"{fault}cannot be read ({error.strerror}): name a file that this user may read") from None
-    except UnicodeDecodeError:
-        raise Misconfigured(f"{fault}is not UTF-8: write the value into it as plain text") from None
+        raise Misconfigured(f"{file} cannot be read ({error.strerror}): name a file that this user may read") from None
+    except ValueError as error:
+        raise Misconfigured(f"{file} {error}") from None
     if not value:
-        raise Misconfigured(f"{fault}is empty: write the value into it, or unset {variable}{FILE_SUFFIX}")
+        raise Misconfigured(f"{file} is empty: write the value into it, or unset {variable}{FILE_SUFFIX}")
     return value
 
 
@@ -206,7 +222,8 @@ def refuse_unknown(environ: Mapping[str, str], own: type[Settings] | None) -> No
     if own is not None:
         own_types.append(own)
         own_prefix = own.model_config.get("env_prefix")
-    known = [name + suffix for name in env_names(own_types) for suffix in ("", FILE_SUFFIX)]
+    known = _with_files(own_types)
+    _refuse_lookalikes(environ, known)
     for name in sorted(environ):
         if not name.startswith(PREFIX) or name in known or is_service_link(name, environ[name]):
             continue
@@ -217,30 +234,32 @@ def refuse_unknown(environ: Mapping[str, str], own: type[Settings] | None) -> No
         raise Misconfigured(f"{name} is no setting of Evenload: {hint}")
 
 
-def load(settings_type: type[AnySettings]) -> AnySettings:
-    """Read one settings class from the environment; raises `Misconfigured` with one line per fault.
+def _with_files(settings_types: Iterable[type[Settings]]) -> list[str]:
+    return [name + suffix for name in env_names(settings_types) for suffix in ("", FILE_SUFFIX)]
 
-    A variable that an orchestrator wrote in the place of one of ours counts as absent.
-    """
-    variables = {field: env_name(settings_type, field) for field in settings_type.model_fields}
-    filed: dict[str, Any] = {
-        field: given(name) for field, name in variables.items() if os.environ.get(name + FILE_SUFFIX)
-    }
-    linked = {
-        field: settings_type.model_fields[field].get_default()
-        for field, name in variables.items()
-        if field not in filed and is_service_link(name, os.environ.get(name, ""))
-    }
+
+def _refuse_lookalikes(environ: Mapping[str, str], known: Iterable[str]) -> None:
+    """Refuse names of ours in small letters, or with signs that nobody sees, as at the beginning of a file."""
+    for name in sorted(environ):
+        meant = "".join(filter(str.isprintable, name)).strip().upper()
+        if name not in known and meant in known:
+            raise Misconfigured(f"{name} is no setting of Evenload: did you mean {meant}?")
+
+
+def load(settings_type: type[AnySettings]) -> AnySettings:
+    """Read one settings class from the environment; raises `Misconfigured` with one line per fault."""
+    _refuse_lookalikes(os.environ, _with_files([settings_type]))
     try:
-        return settings_type(**filed, **linked)
+        return settings_type()
     except ValidationError as error:
         faults = []
         for fault in error.errors():
             field = str(fault["loc"][0])
-            name = variables[field] + (FILE_SUFFIX if field in filed else "")
+            name = env_name(settings_type, field)
+            is_filed = bool(os.environ.get(name + FILE_SUFFIX))
             # An address may hold a password.
-            is_secret = field in filed or field.endswith(("url", "password"))
-            faults.append(f"{name}: {_say(dict(fault), is_secret=is_secret)}")
+            is_secret = is_filed or field.endswith(("url", "password"))
+            faults.append(f"{name}{FILE_SUFFIX if is_filed else ''}: {_say(dict(fault), is_secret=is_secret)}")
         raise Misconfigured("; ".join(faults)) from None
 
 

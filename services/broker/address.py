@@ -1,24 +1,26 @@
-"""The broker's address: what may stand behind its `?`, and the certificates that it names."""
+"""The broker's address: what its options say, and the certificates that they name."""
 
 import asyncio
 import base64
 import binascii
 import difflib
 import ssl
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from aio_pika.exceptions import AMQPConnectionError, ProtocolSyntaxError
 from yarl import URL
 
+from services.broker_address import OPTIONS, TLS_OPTIONS, broker_host, broker_options
 from services.errors import Misconfigured
+from services.signs import path_fault
+from services.text_files import HEAD_BYTES, mark_fault
 
+SETTING = "EVENLOAD_AMQP_URL"
 HEARTBEAT_S = 10
 """Where the address names none."""
 
 LOOK_DEADLINE_S = 3.0
-TLS_OPTIONS = ("cafile", "capath", "cadata", "certfile", "keyfile", "no_verify_ssl")
-OPTIONS = ("heartbeat", "auth", *TLS_OPTIONS)
 MECHANISMS = ("plain", "external")
 
 
@@ -26,12 +28,16 @@ class BrokerAddress:
     """`EVENLOAD_AMQP_URL`, read as a whole before anybody connects."""
 
     def __init__(self, url: str) -> None:
-        """Raises `Misconfigured` for an option that nobody reads, and for certificates that cannot be used."""
+        """Raises `Misconfigured` for what is no address, an option that nobody reads, and unusable certificates."""
+        try:
+            broker_host(url)
+        except ValueError as error:
+            raise Misconfigured(f"{SETTING}: {error}") from None
         given = URL(url)
-        _refuse_unknown(given)
-        options = {name: value for name, value in given.query.items() if name not in TLS_OPTIONS}
-        self.url = given.with_query({"heartbeat": str(HEARTBEAT_S)} | options)
-        self.tls = _context(given.query) if given.scheme == "amqps" else None
+        options = _known_options(given.scheme, broker_options(url))
+        plain = {name: value for name, value in options.items() if name not in TLS_OPTIONS}
+        self.url = given.with_query({"heartbeat": str(HEARTBEAT_S)} | plain)
+        self.tls = _context(options) if given.scheme == "amqps" else None
         self.text = redacted(given)
         """The address for people, without its password."""
         self.port: int = given.port or (5671 if self.tls else 5672)
@@ -45,34 +51,39 @@ def redacted(url: URL) -> str:
 
 def refused(cause: str, cure: str) -> Misconfigured:
     """What is raised for a wrong address."""
-    return Misconfigured(f"EVENLOAD_AMQP_URL: {cause}: {cure}")
+    return Misconfigured(f"{SETTING}: {cause}: {cure}")
 
 
-def _refuse_unknown(url: URL) -> None:
-    for name in url.query:
+def _known_options(scheme: str, pairs: Sequence[tuple[str, str]]) -> dict[str, str]:
+    names, options = [name for name, _ in pairs], dict(pairs)
+    for name in names:
         if name not in OPTIONS:
             near = difflib.get_close_matches(name, OPTIONS, n=1)
             hint = f"did you mean {near[0]}?" if near else f"use only {', '.join(OPTIONS)}"
             raise refused(f"nobody reads the option {name!r}", hint)
-        if len(url.query.getall(name)) > 1:
+        if names.count(name) > 1:
             raise refused(f"the option {name!r} is given twice", "keep one of them")
-        if name in TLS_OPTIONS and url.scheme != "amqps":
+        if name in TLS_OPTIONS and scheme != "amqps":
             raise refused(f"the option {name!r} is for encrypted connections only", "write amqps:// instead of amqp://")
-    if url.query.get("auth", "plain") not in MECHANISMS:
-        raise refused(f"auth={url.query['auth']} is no way to log in", f"use one of {', '.join(MECHANISMS)}")
-    if url.query.get("no_verify_ssl", "0") not in ("0", "1"):
+    if options.get("auth", "plain") not in MECHANISMS:
+        raise refused(f"auth={options['auth']} is no way to log in", f"use one of {', '.join(MECHANISMS)}")
+    if options.get("no_verify_ssl", "0") not in ("0", "1"):
         raise refused(
-            f"no_verify_ssl={url.query['no_verify_ssl']} is neither 0 nor 1",
+            f"no_verify_ssl={options['no_verify_ssl']} is neither 0 nor 1",
             "write 0 to verify the broker's certificate, 1 not to",
         )
+    return options
 
 
 def _context(options: Mapping[str, str]) -> ssl.SSLContext:
     for name in ("cafile", "certfile", "keyfile"):
         if path := options.get(name):
+            _refuse_other_path(name, path)
             _refuse_unreadable(name, path)
-    if (path := options.get("capath")) and not Path(path).is_dir():
-        raise refused(f"capath: {path} is no folder", "name the folder that holds the authorities' certificates")
+    if path := options.get("capath"):
+        _refuse_other_path("capath", path)
+        if not Path(path).is_dir():
+            raise refused(f"capath: {path} is no folder", "name the folder that holds the authorities' certificates")
     context = _trusting(options)
     if "keyfile" in options and "certfile" not in options:
         raise refused("keyfile is given without certfile", "name the certificate that the key belongs to")
@@ -84,14 +95,21 @@ def _context(options: Mapping[str, str]) -> ssl.SSLContext:
     return context
 
 
+def _refuse_other_path(name: str, path: str) -> None:
+    if fault := path_fault(path):
+        raise Misconfigured(f"{SETTING}: {name}: {path}: {fault}")
+
+
 def _refuse_unreadable(name: str, path: str) -> None:
     try:
-        with Path(path).open("rb"):
-            pass
+        with Path(path).open("rb") as file:
+            fault = mark_fault(file.read(HEAD_BYTES))
     except OSError as error:
         raise refused(
             f"{name}: {path} cannot be read ({error.strerror})", "name a file that this user may read"
         ) from None
+    if fault:  # OpenSSL would pass over the certificate that begins in the first line
+        raise Misconfigured(f"{SETTING}: {name}: {path} {fault}")
 
 
 def _trusting(options: Mapping[str, str]) -> ssl.SSLContext:

@@ -14,6 +14,21 @@ def test_a_name_that_nobody_reads(refusal, who):
 
 
 @pytest.mark.parametrize("who", EVERYBODY)
+def test_a_name_of_ours_in_small_letters(refusal, who):
+    said = refusal(who, evenload_ledger_url="sqlite:////srv/other.sqlite")
+
+    assert said.endswith("evenload_ledger_url is no setting of Evenload: did you mean EVENLOAD_LEDGER_URL?")
+
+
+@pytest.mark.parametrize(("who", "name"), [("up", "EVENLOAD_DATA_DIR"), ("substations", "EVENLOAD_SUBSTATION_WITNESS")])
+def test_a_path_that_only_a_shell_would_change(refusal, tmp_path, monkeypatch, who, name):
+    monkeypatch.chdir(tmp_path)
+
+    assert f"{name}: no shell reads it, so '~' would become a part of a name: write" in refusal(who, **{name: "~/data"})
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("who", EVERYBODY)
 def test_a_name_of_two_lines_is_told_in_one(refusal, who):
     assert r"EVENLOAD_LOG\nLEVEL is no setting" in refusal(who, **{"EVENLOAD_LOG\nLEVEL": "DEBUG"})
 

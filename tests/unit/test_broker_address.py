@@ -70,6 +70,45 @@ def test_an_address_that_nobody_can_use(url, told):
     assert refusal(url) == told
 
 
+@pytest.mark.parametrize("name", ["cafile", "capath", "certfile", "keyfile"])
+@pytest.mark.parametrize(("path", "sign"), [("~/own.pem", "~"), ("$HOME/own.pem", "$H"), ('"/etc/own.pem"', '"')])
+def test_a_path_that_only_a_shell_would_change(name, path, sign):
+    told = refusal(f"{ENCRYPTED}?{name}={path}")
+
+    cure = "write the path in full, without ~, quotes, variables and backslashes"
+    assert told == f"{name}: {path}: no shell reads it, so {sign!r} would become a part of a name: {cure}"
+
+
+@pytest.mark.parametrize(
+    ("mark", "encoding", "told"),
+    [
+        ("\ufeff", "utf-8", "begins with a byte order mark: save it without one"),
+        ("", "utf-16", "is UTF-16, as programs on Windows may write it: save it as plain text in ASCII or UTF-8"),
+    ],
+)
+@pytest.mark.parametrize("name", ["cafile", "certfile", "keyfile"])
+def test_a_certificate_that_openssl_would_pass_over(authority, tmp_path, name, mark, encoding, told):
+    file = tmp_path / "own.pem"
+    file.write_bytes((mark + authority.certificate.file.read_text()).encode(encoding))
+
+    assert refusal(f"{ENCRYPTED}?{name}={file}") == f"{name}: {file} {told}"
+
+
+@pytest.mark.parametrize("encoded", ["c++ of me@corp", "c%2B%2B%20of%20me%40corp"])
+def test_a_path_keeps_its_signs(authority, tmp_path, encoded):
+    folder = tmp_path / "c++ of me@corp"
+    folder.mkdir()
+    (folder / "ca.pem").write_bytes(authority.certificate.file.read_bytes())
+
+    assert BrokerAddress(f"{ENCRYPTED}?cafile={tmp_path}/{encoded}/ca.pem").tls is not None
+    assert refusal(f"{ENCRYPTED}?cafile={tmp_path}/{encoded}/none.pem").startswith(f"cafile: {folder}/none.pem cannot ")
+
+
+def test_what_is_no_address_is_told_also_where_no_settings_were_read():
+    assert refusal("amqp://someone:secret[@h/v").startswith("a user, password or vhost holds a sign")
+    assert refusal("amqp://someone:secret@::1/v").startswith("its host is an IPv6 address without brackets: ")
+
+
 def test_a_key_without_its_certificate(authority):
     told = refusal(f"{ENCRYPTED}?keyfile={authority.certificate.key}")
 

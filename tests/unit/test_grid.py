@@ -109,13 +109,32 @@ def test_bays_are_one_for_four_connectors_unless_the_file_says_how_many(written)
 
 def test_a_file_that_is_not_there_or_is_no_text_is_refused(tmp_path):
     binary = tmp_path / "binary.toml"
-    binary.write_bytes(b"\xff\xfe\x00")
+    binary.write_bytes(b"name = '\xe9'")
 
     said = refusal("nowhere.toml")
     assert "'nowhere.toml' cannot be read (No such file" in said
     assert said.endswith("default, mixed")
-    assert "is no TOML" in refusal(str(binary))
+    assert refusal(str(binary)).endswith("binary.toml' is not UTF-8: save it as UTF-8")
     assert "cannot be read" in refusal(str(tmp_path))
+
+
+@pytest.mark.parametrize("line_end", ["\n", "\r\n", "\r"])
+def test_a_file_of_windows_editors_is_read_and_its_faults_have_their_lines(tmp_path, line_end):
+    path = tmp_path / "grid.toml"
+    path.write_bytes(ONE.strip().replace("\n", line_end).encode("utf-8-sig"))
+    assert load_grid(str(path)).name == "mine"
+
+    path.write_bytes((ONE.strip() + "\ncolour = 1").replace("\n", line_end).encode("utf-8-sig"))
+    assert "line 6, substation.0.colour: is no key" in refusal(str(path))
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-32"])
+def test_a_file_in_utf_16_is_told_as_such(tmp_path, encoding):
+    path = tmp_path / "grid.toml"
+    path.write_bytes(ONE.encode(encoding))
+
+    said = f"EVENLOAD_GRID: grid file '{path}' is UTF-16, as programs on Windows may write it: save it as UTF-8"
+    assert refusal(str(path)) == said
 
 
 def test_the_substations_that_are_named_are_picked_in_that_order():

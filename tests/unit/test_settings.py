@@ -337,28 +337,60 @@ def test_a_password_may_end_with_a_blank_but_not_with_a_line_end(environ):
     assert "do-not-print-me" not in str(caught.value)
 
 
-@pytest.mark.parametrize("sign", ["#", "/", "?"])
+@pytest.mark.parametrize("sign", [*"#/?[]\\ %", "[x]", "%z", "?b=", "\u3000"])
 @pytest.mark.parametrize("before", ["do-not-print-me", "12"])
 def test_a_sign_in_a_password_that_must_be_encoded_is_told_with_its_encoding(environ, sign, before):
-    environ(EVENLOAD_AMQP_URL=f"amqp://someone:{before}{sign}3@broker.example:5672/evenload")
+    environ(EVENLOAD_AMQP_URL=f"amqp://someone:{before}{sign}x@broker.example:5672/evenload")
 
     with pytest.raises(Misconfigured) as caught:
         load_for_service(GatewaySettings)
     assert str(caught.value) == (
-        "EVENLOAD_AMQP_URL: a user, password or vhost holds a # / ? or @ as it is: "
-        "write # as %23, / as %2F, ? as %3F, @ as %40 and % as %25"
+        "EVENLOAD_AMQP_URL: a user, password or vhost holds a sign that must be encoded: write # as %23, / as %2F, "
+        r"? as %3F, @ as %40, [ as %5B, ] as %5D, \ as %5C, a blank as %20 and % as %25"
     )
 
 
 def test_a_password_of_encoded_signs_is_taken_whole(environ):
-    address = "amqp://someone:a%23%2F%3F%40%25b@broker.example/evenload?heartbeat=10"
+    address = "amqp://someone:a%23%2F%3F%40%25%5B%5d%5C%20b@broker.example/evenload?heartbeat=10"
     environ(EVENLOAD_AMQP_URL=address)
 
-    assert URL(load(CommonSettings).amqp_url).password == "a#/?@%b"
+    assert URL(load(CommonSettings).amqp_url).password == "a#/?@%[]\\ b"
 
 
-@pytest.mark.parametrize("address", ["amqp://u:p@my_broker/evenload", "amqp://u:p@broker.example?heartbeat=9"])
-def test_a_host_with_an_underscore_and_an_address_without_a_vhost_are_taken(environ, address):
+@pytest.mark.parametrize("vhost", ["even load", "100%", "a@b", "even\u00a0load"])
+def test_a_sign_in_a_vhost_that_must_be_encoded_is_refused(environ, vhost):
+    environ(EVENLOAD_AMQP_URL=f"amqp://u:p@broker.example/{vhost}?heartbeat=9")
+
+    with pytest.raises(Misconfigured, match=r"^EVENLOAD_AMQP_URL: a user, password or vhost holds a sign"):
+        load(CommonSettings)
+
+
+@pytest.mark.parametrize("place", ["::1", "::1:5672", "2001:db8::7", "1:2:3:4:5:6:7:8:5672", "fe80::1%eth0", "[::1"])
+@pytest.mark.parametrize("login", ["", "u:do-not-print-me@"])
+def test_an_ipv6_address_without_brackets_is_told(environ, login, place):
+    environ(EVENLOAD_AMQP_URL=f"amqp://{login}{place}/evenload")
+
+    with pytest.raises(Misconfigured) as caught:
+        load(CommonSettings)
+    assert str(caught.value) == (
+        "EVENLOAD_AMQP_URL: its host is an IPv6 address without brackets: "
+        "write it like amqp://user:password@[::1]:5672/evenload"
+    )
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "amqp://u:p@my_broker/evenload",
+        "amqp://u:p@broker.example?heartbeat=9",
+        "amqp://u:p@[2001:db8::7]:5672/evenload",
+        "amqp://u:p:q@127.0.0.1:5672/evenload",
+        "amqps://u:p@h/v?cafile=/home/me@corp/ca.pem&heartbeat=9",
+        "amqps://u:p@h?cafile=/home/me@corp/ca.pem",
+        "amqps://localhost/v?auth=external&certfile=/home/me@corp/own.pem",
+    ],
+)
+def test_unusual_but_sound_addresses_of_a_broker_are_taken(environ, address):
     environ(EVENLOAD_AMQP_URL=address)
 
     assert load(CommonSettings).amqp_url == address
@@ -432,7 +464,9 @@ def test_what_no_file_is_named_for_stays_as_it_is(environ):
     [
         (b"", "is empty: "),
         (b"\n", "is empty: "),
-        (b"\xff\xfe", "is not UTF-8: "),
+        (b"caf\xe9", "is not UTF-8: save it as UTF-8"),
+        ("amqp://".encode("utf-16"), "is UTF-16, as programs on Windows may write it: save it as UTF-8"),
+        ("amqp://".encode("utf-16-be"), "is UTF-16, as programs on Windows may write it: save it as UTF-8"),
         (None, "cannot be read (No such file"),
     ],
 )
