@@ -37,7 +37,7 @@ def ledger_url(settings: LocalSettings) -> str:
 def check_ledger(url: str) -> Iterator[Check]:
     """Check the ledger, its version and its speed; of a file also its lock, and whether it is the right one."""
     try:
-        path = sqlite_path(url)
+        path = sqlite_path(url, is_default=given(SETTING) is None)
     except Misconfigured as error:
         yield with_cure("ledger", error)
         return

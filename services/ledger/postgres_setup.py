@@ -8,6 +8,7 @@ from typing import LiteralString
 import psycopg
 from psycopg import errors, pq
 
+from services.broker_address import lacks_brackets
 from services.errors import LedgerUnavailable, Misconfigured
 from services.ledger import schema
 from services.ledger.committer import Row
@@ -19,6 +20,7 @@ POLL_S = 0.2
 PERCENT_ENCODE = (
     "percent-encode `#`, `/`, `?`, `@` and `%` in user and password, as `%23`, `%2F`, `%3F`, `%40` and `%25`"
 )
+BRACKETS = "write it like postgresql://user:password@[::1]:5432/database"
 _NO_FOLDER_OF_SOCKETS = "/dev/null/none"
 _PORT = 5432
 _SECRET_PARAMETER = re.compile(r"password=([^&]*)")
@@ -44,9 +46,11 @@ def parse_address(url: str) -> str:
     authority, _, path = url.partition("://")[2].partition("?")[0].partition("/")
     if "@" in authority.partition("@")[2] or (":" in authority and "@" not in authority and "@" in path):
         raise Misconfigured(f"EVENLOAD_LEDGER_URL holds a sign that ends its password too early: {PERCENT_ENCODE}")
+    if any(map(lacks_brackets, authority.rpartition("@")[2].split(","))):
+        raise Misconfigured(f"EVENLOAD_LEDGER_URL has an IPv6 address without brackets: {BRACKETS}")
     said = _fault_of(url)
     if said is not None:
-        cure = PERCENT_ENCODE if "percent" in said else FORM
+        cure = "write a blank as `%20`" if "spaces" in said else PERCENT_ENCODE if "percent" in said else FORM
         raise Misconfigured(f"EVENLOAD_LEDGER_URL cannot be used ({_without_secrets(said, url)}): {cure}")
     return url
 

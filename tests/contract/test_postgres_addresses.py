@@ -23,6 +23,7 @@ AFTER_A_REFUSAL = 3
 """Connections: one that is refused, one that finds out why, and the next."""
 FORM = "give postgresql://user:password@host:port/database"
 ENCODE = "percent-encode `#`, `/`, `?`, `@` and `%` in user and password, as `%23`, `%2F`, `%3F`, `%40` and `%25`"
+BRACKETS = "write it like postgresql://user:password@[::1]:5432/database"
 ADMIT = "correct user and password, or let pg_hba.conf admit this user from this host"
 
 
@@ -190,7 +191,10 @@ async def live_with(url):
         ("user:tests-own@host:70000/db", 'cannot be used (invalid port number: "70000")', FORM),
         ("user:tests-own@host/db?colour=blue", 'cannot be used (invalid URI query parameter: "colour")', FORM),
         ("user:tests-own@host/db?sslmode=verify_full", 'cannot be used (invalid sslmode value: "verify_full")', FORM),
-        ("user:tests-own@[::1/db", "cannot be used (end of string reached when looking for matching)", FORM),
+        ("user:tests-own@[::1/db", "has an IPv6 address without brackets", BRACKETS),
+        ("user:tests-own@h1,2001:db8::1:5432/db", "has an IPv6 address without brackets", BRACKETS),
+        ("::1/db", "has an IPv6 address without brackets", BRACKETS),
+        ("user:tests own@host/db", "cannot be used (unexpected spaces found in)", "write a blank as `%20`"),
         ("h1,h2/db?port=1,2,3", "cannot be used (could not match 3 port numbers to 2 hosts)", FORM),
         ("/db?service=nobodys", 'cannot be used (definition of service "nobodys" not found)', FORM),
         (

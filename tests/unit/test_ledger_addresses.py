@@ -1,5 +1,10 @@
 """Which addresses name a ledger, and which could quietly name another one than the one that is meant."""
 
+import contextlib
+import os
+import sqlite3
+from pathlib import Path
+
 import pytest
 
 from services.errors import Misconfigured
@@ -50,6 +55,55 @@ def test_white_space_around_an_address_is_refused_and_the_address_not_told(url, 
 def test_a_control_or_invisible_character_is_refused(sign):
     for url in (f"sqlite:////da{sign}ta/ledger.sqlite", f"postgresql://user:sec{sign}ret@host:1/evenload"):
         assert "holds a control or an invisible character: write it anew" in refusal(url)
+
+
+def test_bytes_that_are_not_utf_8_may_stand_in_a_path_and_nowhere_else(here):
+    latin = os.fsdecode(b"caf\xe9")
+
+    assert sqlite_path(f"sqlite:///{latin}/ledger.sqlite") == here / latin / "ledger.sqlite"
+    assert "write it anew, by hand" in refusal(f"postgresql://user:{latin}@host:1/evenload")
+
+
+@pytest.mark.parametrize("name", ["می\u200cخواهم", "👩\u200d💻", "soft\u00adhyphen", "~", "C#"])
+def test_a_ledger_in_a_folder_that_is_there_or_that_nobody_wrote_into_the_address_has_any_name(here, name):
+    absolute = f"sqlite:///{here}/{name}/ledger.sqlite"
+    assert sqlite_path(absolute, is_default=True) == here / name / "ledger.sqlite"
+
+    (here / name).mkdir()
+    assert sqlite_path(absolute) == here / name / "ledger.sqlite"
+
+
+@pytest.mark.parametrize("name", ["~", "~me", ":memory:"])
+def test_a_folder_that_an_earlier_start_made_of_a_home_folder_is_refused_also_where_it_is_there(here, name):
+    (here / name).mkdir()
+
+    assert "is no plain path, and nothing expands it" in refusal(f"sqlite:///{name}/ledger.sqlite")
+
+
+def long_path(folder, length_bytes):
+    """A path in a folder, of so many bytes, of parts that a file system takes."""
+    path = str(folder)
+    while length_bytes - len(path) > 101:
+        path += "/" + "d" * 99
+    return path + "/" + "f" * (length_bytes - len(path) - 1)
+
+
+def test_a_path_that_sqlite_opens_is_taken_and_one_that_is_longer_is_refused(here):
+    longest = Path(long_path(here, 504))
+    longest.parent.mkdir(parents=True)
+    with contextlib.closing(sqlite3.connect(longest)) as database:
+        database.execute("PRAGMA journal_mode = WAL")
+
+    assert sqlite_path(f"sqlite:///{longest}") == longest
+    for length_bytes in (505, 628):
+        said = refusal(f"sqlite:///{long_path(here, length_bytes)}")
+        assert "the path of the ledger is longer than 504 bytes, which SQLite cannot open: name a file with a" in said
+
+
+def test_a_short_name_of_a_long_path_is_refused_too(here):
+    (here / "short").symlink_to(long_path(here, 500))
+
+    assert "is longer than 504 bytes" in refusal("sqlite:///short/ledger.sqlite")
 
 
 @pytest.mark.parametrize(
