@@ -4,7 +4,7 @@ import pytest
 from harness.chaos import ledger_for
 from harness.chaos_kinds import kinds_for
 from harness.chaos_run import Options, chaos
-from harness.chaos_schedule import coming_and_going, schedule
+from harness.chaos_schedule import coming_and_going, load_s, schedule
 from harness.stack import marked
 
 SEED = 35
@@ -18,7 +18,8 @@ async def test_nothing_is_lost_doubled_or_over_delivered_while_everything_is_bro
     with ledger_for(name, tmp_path, requests=700) as ledger:
         kinds, _ = kinds_for(name, has_small_disk=ledger.disk is not None)
         phases = schedule(SEED, 12, kinds, longest_s=5)
-        report = await chaos(tmp_path, Options(700, phases, SEED, over_s=60, settle_s=90, patience=PATIENCE), ledger)
+        over_s = max(60, load_s(phases))
+        report = await chaos(tmp_path, Options(700, phases, SEED, over_s, settle_s=90, patience=PATIENCE), ledger)
     print(report)
     assert report.findings == []
     assert report.counts["requests"] == 700 + report.counts["probes"] == 700 + 5 * len(phases)
@@ -32,7 +33,7 @@ async def test_failure_26_a_process_that_comes_and_goes_under_load_leaves_in_ord
     times = 4
     # So long that it has started, on a slow machine too, before it is told to leave again.
     phases = coming_and_going("substations-2", times, every_s=14)
-    options = Options(400, phases, SEED, over_s=56, settle_s=60, patience=PATIENCE)
+    options = Options(400, phases, SEED, max(60, load_s(phases)), settle_s=60, patience=PATIENCE)
     with ledger_for("sqlite", tmp_path, requests=400) as ledger:
         report = await chaos(tmp_path, options, ledger)
     print(report)

@@ -18,7 +18,7 @@ import psutil
 from harness.chaos_kinds import SPECS, Kind, kinds_for
 from harness.chaos_ledgers import LedgerReader, PostgresLedgerReader
 from harness.chaos_run import Options, chaos
-from harness.chaos_schedule import length_s, schedule
+from harness.chaos_schedule import load_s, schedule
 from harness.full_disk import MountedDisk, mounted
 from harness.postgres import find_postgres, fresh_database, running_postgres
 
@@ -98,7 +98,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 2
         least_s = told.over_s or told.requests / REQUESTS_PER_S
         phases = schedule(told.seed, told.faults, wanted, longest_s=told.longest_s, over_s=least_s)
-        over_s = told.over_s or max(least_s, length_s(phases))
+        over_s = told.over_s or max(least_s, load_s(phases))
         replay = {name: getattr(told, name) for name in ("seed", "requests", "faults", "longest_s", "ledger", "over_s")}
         flags = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in replay.items() if value is not None)
         print(f"seed {told.seed}; replay with {flags} --kinds {','.join(wanted)}")

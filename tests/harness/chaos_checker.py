@@ -5,11 +5,12 @@ are judged page by page, each with everything that is known of it.
 """
 
 import itertools
+import math
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-from services.ledger.states import TERMINAL, Status, Transition, faults
+from services.ledger.states import INTERRUPTIONS_MAX, TERMINAL, Status, Transition, faults
 
 CLOCKS_APART_S = 0.05
 """Between the wall clock of the history and the monotonic one of the witnesses, both of one machine."""
@@ -22,6 +23,20 @@ class Told(NamedTuple):
     key: str
     request_id: str
     energy_j: int
+    at_s: float
+
+
+class GaveUp(NamedTuple):
+    """A client that stopped asking before it was answered; its request may be in the ledger all the same."""
+
+    key: str
+    at_s: float
+
+
+class Withdrawing(NamedTuple):
+    """A client's DELETE, noted before it was sent: its answer may never come."""
+
+    request_id: str
     at_s: float
 
 
@@ -78,21 +93,34 @@ class Row(NamedTuple):
     power_max_w: int
     interruptions: int
     idempotency_key: str | None
+    vehicle_id: str
 
 
 class Evidence(NamedTuple):
     """All that is known of some requests: every rule here is about one of them."""
 
     told: Sequence[Told]
+    withdrawing: Sequence[Withdrawing]
     withdrawn: Sequence[Withdrawn]
     starts: Sequence[Start]
     pieces: Sequence[Piece]
     rows: Mapping[str, Row]
     histories: Mapping[str, Sequence[Transition]]
+    told_by_key: Mapping[str, str]
+    """The id that clients were told under each key of these requests."""
+    given_up: Collection[str]
+    """Those of their keys whose client stopped asking."""
+    terms: "Terms"
+
+
+class Terms(NamedTuple):
+    """What holds for every request of a run."""
+
     grant_s: int
     """Session time for which a grant lasts."""
+    lease_s: float
     wall_offset_s: float
-    """Wall clock − monotonic clock."""
+    """Wall clock − monotonic clock: the largest of the run, so that no step of the wall clock makes a finding."""
 
 
 class Finding(NamedTuple):
@@ -108,7 +136,10 @@ class Finding(NamedTuple):
 
 def findings(seen: Evidence) -> list[Finding]:
     """Everything that is wrong with these requests; empty where all promises were kept."""
-    rules = (_lost, _altered, _contradicted, _unsound, _restless, _unclaimed, _doubled, _energies)
+    rules = (
+        *(_lost, _untold, _unended, _unasked, _altered, _contradicted, _unheeded),
+        *(_unsound, _restless, _unclaimed, _doubled, _energies),
+    )
     return [Finding(*found) for rule in rules for found in rule(seen)]
 
 
@@ -116,18 +147,51 @@ Found = Iterator[tuple[str, str, str]]
 
 
 def _lost(seen: Evidence) -> Found:
-    """Each 202 ends in exactly one terminal state."""
+    """Each 202 is in the ledger."""
     for one in {told.request_id: told for told in seen.told}.values():
-        row, history = seen.rows.get(one.request_id), seen.histories.get(one.request_id, ())
-        ends = [line.status for line in history if line.status in TERMINAL]
-        if row is None or not history:
+        if one.request_id not in seen.rows or not seen.histories.get(one.request_id):
             yield "lost", one.request_id, f"a client has its 202 since {one.at_s:.3f} s, the ledger has no such request"
-        elif not ends and row.status not in TERMINAL:
-            yield "unended", one.request_id, f"it is {row.status} still"
+
+
+def _untold(seen: Evidence) -> Found:
+    """Each request of the ledger has one client, who was told of it unless it stopped asking."""
+    told = {one.request_id for one in seen.told}
+    for request_id, row in seen.rows.items():
+        if request_id in told:
+            continue
+        key = row.idempotency_key or ""
+        if key in seen.told_by_key:
+            yield "doubled", request_id, f"under {key} the client was told of {seen.told_by_key[key]}: {row}"
+        elif key not in seen.given_up:
+            yield "untold", request_id, f"no client was told of it: {row}"
+
+
+def _unended(seen: Evidence) -> Found:
+    """Each request ends in exactly one terminal state, whether or not anybody was told of it."""
+    for request_id, row in seen.rows.items():
+        ends = [line.status for line in seen.histories.get(request_id, ()) if line.status in TERMINAL]
+        if not ends and row.status not in TERMINAL:
+            yield "unended", request_id, f"it is {row.status} still"
         elif len(ends) != 1:
-            yield "lost", one.request_id, f"it ended {len(ends)} times: {', '.join(ends)}"
+            yield "lost", request_id, f"it ended {len(ends)} times: {', '.join(ends)}"
         elif row.status != ends[0]:
-            yield "unsound", one.request_id, f"it is {row.status}, its history ends {ends[0]}"
+            yield "unsound", request_id, f"it is {row.status}, its history ends {ends[0]}"
+
+
+def _unasked(seen: Evidence) -> Found:
+    """Nothing ends before its energy is delivered, unless its client withdrew it or it was interrupted too often.
+
+    The load of a run has no departures, and waits longer than the run lasts.
+    """
+    withdrawing = {one.request_id for one in seen.withdrawing}
+    for request_id, row in seen.rows.items():
+        match row.status:
+            case Status.EXPIRED:
+                yield "unasked end", request_id, f"it expired, and no client set a time: {row}"
+            case Status.CANCELLED | Status.STOPPED if request_id not in withdrawing:
+                yield "unasked end", request_id, f"it is {row.status}, and no client withdrew it: {row}"
+            case Status.FAILED if row.interruptions <= INTERRUPTIONS_MAX:
+                yield "unasked end", request_id, f"it failed after {row.interruptions} interruptions: {row}"
 
 
 def _altered(seen: Evidence) -> Found:
@@ -144,6 +208,33 @@ def _contradicted(seen: Evidence) -> Found:
         row = seen.rows.get(one.request_id)
         if one.status in TERMINAL and (row is None or row.status != one.status):
             yield "contradicted", one.request_id, f"DELETE said {one.status} at {one.at_s:.3f} s, the ledger has {row}"
+        elif one.status not in TERMINAL and one.status != Status.CHARGING:
+            words = f"DELETE said {one.status} at {one.at_s:.3f} s, and it ends whatever waits"
+            yield "contradicted", one.request_id, words
+
+
+def _unheeded(seen: Evidence) -> Found:
+    """Once a DELETE was answered, nobody is sent or begins to charge; who charges stops before a lease could run out.
+
+    Every beat that is sent after the answer brings the wish to stop, and without a beat the lease ends. A takeover is
+    no beginning.
+    """
+    answered_at_s: dict[str, float] = {}
+    for one in seen.withdrawn:
+        answered_at_s[one.request_id] = min(one.at_s, answered_at_s.get(one.request_id, one.at_s))
+    for request_id, at_s in answered_at_s.items():
+        charged: set[int] = set()
+        for line in seen.histories.get(request_id, ()):
+            is_new = line.status is Status.ASSIGNED or (line.status is Status.CHARGING and line.attempt not in charged)
+            if line.status is Status.CHARGING:
+                charged.add(line.attempt)
+            late_s = line.at_ms / 1000 - seen.terms.wall_offset_s - at_s
+            if is_new and late_s > CLOCKS_APART_S:
+                yield "unheeded", request_id, f"it was {line.status} {late_s:.3f} s after a DELETE was answered"
+    for piece in seen.pieces:
+        at_s = answered_at_s.get(piece.request_id, math.inf)
+        if piece.energy_j > 0 and piece.to_s > at_s + seen.terms.lease_s:
+            yield "unheeded", piece.request_id, f"{_words(piece)}, though a DELETE was answered at {at_s:.3f} s"
 
 
 def _unsound(seen: Evidence) -> Found:
@@ -167,7 +258,7 @@ def _unclaimed(seen: Evidence) -> Found:
         for line in history:
             if line.status is Status.CHARGING:
                 key = (request_id, line.attempt, line.substation or "", line.epoch or 0)
-                claimed_at_s[key] = line.at_ms / 1000 - seen.wall_offset_s
+                claimed_at_s[key] = line.at_ms / 1000 - seen.terms.wall_offset_s
     started: Counter[tuple[str, int, str, int]] = Counter()
     for one in seen.starts:
         key = (one.request_id, one.attempt, one.holder.substation, one.holder.epoch)
@@ -208,7 +299,7 @@ def _energies(seen: Evidence) -> Found:
         tenures = sum(line.status is Status.CHARGING for line in seen.histories.get(request_id, ()))
         if row.interruptions > tenures:
             yield "unsound", request_id, f"{row.interruptions} interruptions of {tenures} tenures"
-        may_miss_j = min(row.interruptions, tenures) * row.power_max_w * seen.grant_s
+        may_miss_j = min(row.interruptions, tenures) * row.power_max_w * seen.terms.grant_s
         if ledger_j - witness_j > may_miss_j:
             missing_j = ledger_j - witness_j
             yield "unwitnessed", request_id, f"{missing_j} J were seen by nobody, {may_miss_j} J may be: {row}"

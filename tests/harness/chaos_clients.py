@@ -32,6 +32,8 @@ UNANSWERED_MAX = 500
 """While so many wait for their answers, nobody else sends."""
 SYNCED_EVERY_S = 0.2
 REFUSED_TOLD = 10
+WORDS = 200
+"""Characters of an answer that are told."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,7 @@ class Figures:
     """Requests that have their 202."""
     retries: int = 0
     refused: list[str] = field(default_factory=list)
-    """The first of them."""
+    """The first answers that no gateway should give: a refusal, or a fault of its own other than 503."""
     refusals: int = 0
 
 
@@ -72,9 +74,13 @@ class Client:
 
     async def submit(self, key: str, body: dict[str, Any], energy_j: int, gateway: int = 0) -> str | None:
         """The id of a new request; None where it was refused."""
-        status, answer = await self._until_answered(
-            "POST", "/charge-requests", gateway, json=body, headers={"Idempotency-Key": key}
-        )
+        try:
+            status, answer = await self._until_answered(
+                "POST", "/charge-requests", gateway, json=body, headers={"Idempotency-Key": key}
+            )
+        except asyncio.CancelledError:
+            self._note("gave_up", key=key)
+            raise
         if status != 202:
             self._refuse(f"{key}: {status} {answer}")
             return None
@@ -82,16 +88,17 @@ class Client:
         return answer["request_id"]
 
     async def withdraw(self, request_id: str, gateway: int) -> None:
+        self._note("withdrawing", request_id=request_id)
         status, answer = await self._until_answered("DELETE", f"/charge-requests/{request_id}", gateway)
         if status in (200, 202):
             self._note("withdrawn", request_id=request_id, status=answer["status"])
         else:
             self._refuse(f"DELETE {request_id}: {status} {answer}")
 
-    async def status(self, request_id: str) -> str | None:
-        """None where the gateway does not know the request."""
+    async def look_up(self, request_id: str) -> dict[str, Any]:
+        """What a gateway says of a request; problem details where it does not know it."""
         _, answer = await self._until_answered("GET", f"/charge-requests/{request_id}", 0)
-        return answer.get("status")
+        return answer
 
     def sync(self) -> None:
         """Write what was noted; it is on disk afterwards."""
@@ -99,15 +106,21 @@ class Client:
         self._writer.write(notes)
 
     async def _until_answered(self, method: str, path: str, gateway: int, **what: Any) -> tuple[int, Any]:
-        """Ask one gateway after the other until one answers with success or the client's fault."""
+        """Ask one gateway after the other until one answers with success or the client's fault.
+
+        A gateway that cannot serve says so with 503 and tells when to ask again; any other fault of its own is noted.
+        """
         tries = 0
         while True:
             url = self._urls[(gateway + tries) % len(self._urls)]
-            with contextlib.suppress(aiohttp.ClientError, TimeoutError, OSError, ValueError):
+            with contextlib.suppress(aiohttp.ClientError, TimeoutError, OSError):
                 async with self._http.request(method, url + path, **what) as response:
-                    answer = await response.json(content_type=None)
-                    if response.status < 500:
-                        return response.status, answer
+                    body = await response.read()
+                    with contextlib.suppress(ValueError):
+                        if response.status < 500:
+                            return response.status, json.loads(body)
+                    if response.status != 503 or "Retry-After" not in response.headers:
+                        self._refuse(f"{method} {path}: {response.status} {body.decode(errors='replace')[:WORDS]}")
             await asyncio.sleep(RETRY_S[min(tries, len(RETRY_S) - 1)] * random.uniform(0.5, 1.5))
             tries += 1
             self.figures.retries += 1

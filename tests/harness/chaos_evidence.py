@@ -4,7 +4,19 @@ import collections
 import math
 from collections.abc import Mapping
 
-from harness.chaos_checker import Evidence, Finding, Holder, Start, Told, Withdrawn, findings, twins
+from harness.chaos_checker import (
+    Evidence,
+    Finding,
+    GaveUp,
+    Holder,
+    Start,
+    Terms,
+    Told,
+    Withdrawing,
+    Withdrawn,
+    findings,
+    twins,
+)
 from harness.chaos_ledgers import LedgerReader, Page
 from harness.chaos_segments import Line, Segments
 from harness.chaos_store import Store
@@ -14,6 +26,7 @@ from harness.tick_trace import Trace, tick_of
 from services.ledger.states import Status, Transition
 from substations.heartbeat import GRANT_BEATS
 
+OF_CLIENTS = {"told": Told, "gave_up": GaveUp, "withdrawing": Withdrawing, "withdrawn": Withdrawn}
 KEPT_OF_A_KIND = 20
 """Findings of one kind that are kept as a whole; the others are only counted."""
 STRANGERS_AT_ONCE = 500
@@ -54,8 +67,7 @@ class Eater:
         """What clients were told since the last time."""
         for _, line in segments.end() if is_last else segments.new_lines():
             if line is not None:
-                kind = {"told": Told, "withdrawn": Withdrawn}[line.pop("event")]
-                self._store.add(kind(**line))
+                self._store.add(OF_CLIENTS[line.pop("event")](**line))
 
     def eat_witnesses(self, segments: Segments, *, is_last: bool = False) -> None:
         """What witnesses saw since the last time."""
@@ -91,14 +103,15 @@ def grant_s(heartbeat_s: float, speed: float) -> int:
     return math.ceil(GRANT_BEATS * heartbeat_s * speed)
 
 
-def audit(store: Store, ledger: LedgerReader, found: Findings, *, grant_s: int, wall_offset_s: float) -> dict[str, int]:
+def audit(store: Store, ledger: LedgerReader, found: Findings, terms: Terms) -> dict[str, int]:
     """Judge every request of the ledger, and every one that somebody has heard of; returns the figures of the run."""
     store.finish()
     numbers: collections.Counter[str] = collections.Counter()
 
     def judge(page: Page, request_ids: list[str]) -> None:
         seen = store.of_requests(request_ids)
-        evidence = Evidence(*seen.values(), page.rows, page.histories, grant_s, wall_offset_s)
+        of_keys = store.of_keys([row.idempotency_key for row in page.rows.values() if row.idempotency_key])
+        evidence = Evidence(*seen.values(), page.rows, page.histories, *of_keys, terms)
         for one in findings(evidence):
             found.add(one)
 

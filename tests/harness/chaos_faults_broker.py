@@ -1,6 +1,7 @@
 """Does the faults of the broker that its management API, or its data folder, can do."""
 
 import asyncio
+import http.client
 import shutil
 import urllib.error
 from collections.abc import Callable
@@ -9,7 +10,7 @@ from urllib.parse import quote
 from harness.broker import api
 from harness.chaos_kinds import Kind
 from harness.chaos_schedule import BINDINGS, BROKER, QUEUES, Fault
-from harness.chaos_stack import ChaosStack
+from harness.chaos_stack import ChaosStack, Effect
 
 from services.broker import topology
 from services.clock import monotonic_s
@@ -18,18 +19,23 @@ ANSWERS_WITHIN_S = 60.0
 POLL_S = 0.3
 
 
-async def ask(stack: ChaosStack, method: str, path: str, body: object = None) -> None:
-    """Ask the API until it answers, a broker that is starting too; what is not there need not be deleted."""
+async def ask(stack: ChaosStack, method: str, path: str, body: object = None) -> bool:
+    """Ask the API until it answers, a broker that is starting too; False where there was nothing to delete.
+
+    What is gone at a later try has been deleted by an earlier one whose answer was lost.
+    """
     give_up_at_s = monotonic_s() + ANSWERS_WITHIN_S
+    is_first = True
     while True:
         try:
             await asyncio.to_thread(api, stack.broker, method, path, body)
-            return
-        except OSError as error:
+            return True
+        except (OSError, http.client.HTTPException, ValueError) as error:
             if isinstance(error, urllib.error.HTTPError) and (method, error.code) == ("DELETE", 404):
-                return
+                return not is_first
             if monotonic_s() > give_up_at_s:
                 raise
+        is_first = False
         await asyncio.sleep(POLL_S)
 
 
@@ -49,9 +55,11 @@ async def restore_all(stack: ChaosStack) -> None:
         await ask(stack, "POST", path, {"routing_key": substation})
 
 
-async def wipe(stack: ChaosStack, _fault: Fault) -> None:
+async def wipe(stack: ChaosStack, _fault: Fault) -> Effect:
     """The node comes back with nothing but its definitions."""
     node = stack.parts[BROKER]
+    await node.until_it_runs()
+    pid = node.process().pid
     node.stay_away()
     await node.kill()
     data = stack.broker.data / "mnesia"
@@ -59,28 +67,40 @@ async def wipe(stack: ChaosStack, _fault: Fault) -> None:
     data.mkdir()
     node.come()
     await node.until_it_runs()
+    return Effect(f"process {pid} was killed, and its data deleted")
 
 
-async def raise_alarm(stack: ChaosStack, fault: Fault) -> None:
+async def raise_alarm(stack: ChaosStack, fault: Fault) -> Effect:
     await stack.alarm(on=True)
     try:
         await asyncio.sleep(fault.for_s)
+        is_raised = await asyncio.to_thread(_is_alarmed, stack)
     finally:
         await stack.alarm(on=False)
+    return Effect("the broker tells of its alarm" if is_raised else "")
+
+
+def _is_alarmed(stack: ChaosStack) -> bool:
+    try:
+        api(stack.broker, "GET", "health/checks/local-alarms")
+    except urllib.error.HTTPError as error:
+        return error.code == 503
+    return False
 
 
 def deleting(path: Callable[[str], str], *, is_services_own: Callable[[str], bool] = lambda _: False):
     """A fault that deletes what is at that path, and restores it after a time unless a service ought to do so."""
 
-    async def inflict(stack: ChaosStack, fault: Fault) -> None:
+    async def inflict(stack: ChaosStack, fault: Fault) -> Effect:
         [target] = fault.targets
-        await ask(stack, "DELETE", path(target))
+        effect = Effect("it was deleted" if await ask(stack, "DELETE", path(target)) else "")
         if is_services_own(target):
-            return
+            return effect
         try:
             await asyncio.sleep(fault.for_s)
         finally:
             await restore_definitions(stack)
+        return effect
 
     return inflict
 

@@ -1,4 +1,4 @@
-"""Does the faults of the ledger: foreign locks, a full disk, and a PostgreSQL that is ended, read-only or frozen."""
+"""Does the faults of the ledger: foreign locks, a full disk, moved files, and what may become of a PostgreSQL."""
 
 import asyncio
 import contextlib
@@ -17,7 +17,7 @@ import psycopg
 from harness.chaos_kinds import Kind
 from harness.chaos_ledgers import LedgerReader, PostgresLedgerReader
 from harness.chaos_schedule import Fault
-from harness.chaos_stack import ChaosStack
+from harness.chaos_stack import ChaosStack, Effect
 from harness.postgres import Server
 
 from services.clock import monotonic_s
@@ -70,8 +70,9 @@ LOCKS = {
 }
 
 
-async def hold_a_lock(stack: ChaosStack, fault: Fault) -> None:
+async def hold_a_lock(stack: ChaosStack, fault: Fault) -> Effect:
     await _within(LOCKS[fault.kind, stack.ledger.kind](stack.ledger), fault.for_s)
+    return Effect("the lock was held")
 
 
 async def _within(block: AbstractContextManager[Any], for_s: float) -> None:
@@ -83,25 +84,66 @@ async def _within(block: AbstractContextManager[Any], for_s: float) -> None:
         await asyncio.to_thread(block.__exit__, None, None, None)
 
 
-async def fill_the_disk(stack: ChaosStack, fault: Fault) -> None:
+async def fill_the_disk(stack: ChaosStack, fault: Fault) -> Effect:
+    """The room that SQLite's log has already is taken away first: it would last for many requests."""
+    await asyncio.to_thread(empty_the_log, stack.ledger.path)
     await asyncio.to_thread(stack.ledger.disk.fill)
+    free_bytes = os.statvfs(stack.ledger.path.parent).f_bavail
     try:
         await asyncio.sleep(fault.for_s)
     finally:
         await asyncio.to_thread(stack.ledger.disk.free)
+    return Effect("" if free_bytes else "no block was free")
 
 
-async def terminate_backends(stack: ChaosStack, _fault: Fault) -> None:
-    await asyncio.to_thread(_server(stack).execute, _TERMINATE)
+def empty_the_log(ledger: Path) -> None:
+    """Write SQLite's log into the ledger's file, and cut it to nothing; raises `OSError` where others do not let us."""
+    give_up_at_s = monotonic_s() + FOREIGN_WAITS_S
+    with contextlib.closing(sqlite3.connect(ledger, timeout=FOREIGN_WAITS_S, isolation_level=None)) as database:
+        while database.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]:
+            if monotonic_s() > give_up_at_s:
+                raise OSError(f"the log of {ledger.name} was in use for {FOREIGN_WAITS_S} s")
+
+
+async def move_the_ledger(stack: ChaosStack, fault: Fault) -> Effect:
+    """The main file goes first and comes back last: nobody may find it without the log that belongs to it."""
+    ledger, [target] = stack.ledger.path, fault.targets
+    suffixes = ("", "-wal", "-shm") if target.endswith("log") else ("",)
+    files = [path for suffix in suffixes if (path := ledger.with_name(ledger.name + suffix)).exists()]
+    away = ledger.parent / "away"
+    away.mkdir(exist_ok=True)
+    moved: list[Path] = []
+    try:
+        for path in files:
+            path.rename(away / path.name)
+            moved.append(path)
+        await asyncio.sleep(fault.for_s)
+    finally:
+        made_anew = [path.name for path in moved if path.exists()]
+        for path in reversed(moved):
+            (away / path.name).rename(path)
+    words = f"somebody made {', '.join(made_anew)} anew" if made_anew else None
+    return Effect(f"{len(moved)} files were moved" if ledger in moved else "", words)
+
+
+async def terminate_backends(stack: ChaosStack, _fault: Fault) -> Effect:
+    ended = await asyncio.to_thread(_terminate, _server(stack))
+    return Effect(f"{ended} connections were terminated" if ended else "")
+
+
+def _terminate(server: Server) -> int:
+    with psycopg.connect(server.url(), autocommit=True) as connection:
+        return len(connection.execute(_TERMINATE).fetchall())
 
 
 _TERMINATE = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname <> '' AND pid <> pg_backend_pid()"
 
 
-async def restart_postgres(stack: ChaosStack, fault: Fault) -> None:
+async def restart_postgres(stack: ChaosStack, fault: Fault) -> Effect:
     """It goes at once, whoever is connected; healed once it answers."""
     server, log = _server(stack), stack.data / "logs" / "postgres.log"
-    for process in _main_processes(server):
+    ended = _main_processes(server)
+    for process in ended:
         process.send_signal(signal.SIGINT)
         await asyncio.to_thread(process.wait, READY_WITHIN_S)
     await asyncio.sleep(fault.for_s)
@@ -110,6 +152,7 @@ async def restart_postgres(stack: ChaosStack, fault: Fault) -> None:
     while psycopg.pq.PGconn.ping(server.url().encode()) != psycopg.pq.Ping.OK:
         assert monotonic_s() < give_up_at_s, f"PostgreSQL is not ready, see {log}"
         await asyncio.sleep(POLL_S)
+    return Effect(f"process {ended[0].pid} was shut down" if ended else "")
 
 
 def _start_again(server: Server, log: Path) -> None:
@@ -118,12 +161,19 @@ def _start_again(server: Server, log: Path) -> None:
     server.started_again.append(again)
 
 
-async def refuse_writes(stack: ChaosStack, fault: Fault) -> None:
+async def refuse_writes(stack: ChaosStack, fault: Fault) -> Effect:
     await asyncio.to_thread(_set_read_only, _server(stack), "on")
     try:
         await asyncio.sleep(fault.for_s)
+        value = await asyncio.to_thread(_read_only, _server(stack))
     finally:
         await asyncio.to_thread(_set_read_only, _server(stack), "off")
+    return Effect("a new connection was read-only" if value == "on" else "")
+
+
+def _read_only(server: Server) -> str:
+    with psycopg.connect(server.url(), autocommit=True) as connection:
+        return connection.execute("SHOW default_transaction_read_only").fetchone()[0]
 
 
 def _set_read_only(server: Server, value: str) -> None:
@@ -132,13 +182,15 @@ def _set_read_only(server: Server, value: str) -> None:
         connection.execute("SELECT pg_reload_conf()")
 
 
-async def freeze_postgres(stack: ChaosStack, fault: Fault) -> None:
+async def freeze_postgres(stack: ChaosStack, fault: Fault) -> Effect:
     frozen = [one for main in _main_processes(_server(stack)) for one in (main, *main.children(recursive=True))]
     _signal(frozen, psutil.Process.suspend)
     try:
         await asyncio.sleep(fault.for_s)
+        stopped = sum(one.is_running() and one.status() == psutil.STATUS_STOPPED for one in frozen)
     finally:
         _signal(frozen, psutil.Process.resume)
+    return Effect(f"{stopped} processes were stopped" if stopped else "")
 
 
 def _signal(processes: list[psutil.Process], send: Callable[[psutil.Process], None]) -> None:
@@ -162,6 +214,7 @@ INFLICT = {
     Kind.LEDGER_LOCK: hold_a_lock,
     Kind.LEDGER_TRANSACTION: hold_a_lock,
     Kind.DISK_FULL: fill_the_disk,
+    Kind.LEDGER_MOVED: move_the_ledger,
     Kind.BACKENDS: terminate_backends,
     Kind.POSTGRES_RESTART: restart_postgres,
     Kind.POSTGRES_READ_ONLY: refuse_writes,

@@ -17,6 +17,7 @@ class Kind(StrEnum):
 
     KILL = "kill"
     KILL_SEVERAL = "kill-several"
+    KILL_ALL = "kill-all"
     FREEZE = "freeze"
     LEAVE = "leave"
     CUT = "cut"
@@ -36,6 +37,7 @@ class Kind(StrEnum):
     LEDGER_LOCK = "ledger-lock"
     LEDGER_TRANSACTION = "ledger-transaction"
     DISK_FULL = "disk-full"
+    LEDGER_MOVED = "ledger-moved"
     BACKENDS = "postgres-backends"
     POSTGRES_RESTART = "postgres-restart"
     POSTGRES_READ_ONLY = "postgres-read-only"
@@ -66,6 +68,11 @@ class Spec:
 SPECS = {
     Kind.KILL: Spec("SIGKILL for one service, which is started again", Part.SERVICE, weight=3),
     Kind.KILL_SEVERAL: Spec("SIGKILL for two to four processes in the same instant", Part.SERVICE, weight=2),
+    Kind.KILL_ALL: Spec(
+        "SIGKILL for every service and the broker in the same instant, as when a supervisor ends",
+        Part.SERVICE,
+        ends_broker=True,
+    ),
     Kind.FREEZE: Spec("SIGSTOP for one service, then SIGCONT", Part.SERVICE, 40.0, weight=2),
     Kind.LEAVE: Spec("SIGTERM for one service, which is started again after a time", Part.SERVICE, 5.0),
     Kind.CUT: Spec("every connection of one service to the broker is reset", Part.SERVICE),
@@ -96,6 +103,12 @@ SPECS = {
     ),
     Kind.DISK_FULL: Spec(
         "the ledger's disk is full (a small one of its own: only as root)", Part.LEDGER, 10.0, 1, SQLITE
+    ),
+    Kind.LEDGER_MOVED: Spec(
+        "the ledger's file, with its log or without, is moved away and moved back after a time",
+        Part.LEDGER,
+        10.0,
+        ledgers=SQLITE,
     ),
     Kind.BACKENDS: Spec("all connections to PostgreSQL are terminated", Part.LEDGER, ledgers=POSTGRES),
     Kind.POSTGRES_RESTART: Spec("PostgreSQL is shut down and started again", Part.LEDGER, 10.0, ledgers=POSTGRES),

@@ -15,7 +15,8 @@ from services.ledger.states import TERMINAL, Status, Transition
 
 PAGE = 500
 ROWS = """
-SELECT arrival, id, status, energy_requested_j, energy_delivered_j, power_max_w, interruptions, idempotency_key
+SELECT arrival, id, status, energy_requested_j, energy_delivered_j, power_max_w, interruptions, idempotency_key,
+       vehicle_id
 FROM request WHERE arrival > {after} ORDER BY arrival LIMIT {most}
 """
 HISTORIES = """

@@ -3,7 +3,11 @@
 import asyncio
 import os
 import signal
+import subprocess
+from collections.abc import Coroutine, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from typing import Any
 
 import psutil
 from harness.chaos_schedule import SERVICES
@@ -16,19 +20,23 @@ RESTART_AFTER_S = 0.3
 READY_WITHIN_S = 120.0
 
 
-def _block_signals() -> None:
-    """Before a service's program runs: it lets them through in its first line, and so ends in order at any moment."""
-    signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)
+WAITING = ThreadPoolExecutor(64, thread_name_prefix="waits-for-a-part")
+"""A thread for each part that runs. Others that use threads do not have to wait for them."""
 
 
 @dataclass(frozen=True)
 class Death:
-    """A process that ended: how, and whether somebody had killed it."""
+    """A process that ended: how, and whether somebody had killed it or told it to end."""
 
     name: str
     at_s: float
     code: int
-    was_killed: bool
+    was_killed: bool = False
+    was_told: bool = False
+
+    @property
+    def is_sound(self) -> bool:
+        return (self.was_killed and self.code == -signal.SIGKILL) or (self.was_told and self.code == 0)
 
 
 @dataclass(eq=False)
@@ -40,10 +48,12 @@ class Part:
     leaves_within_s: float
     """After SIGTERM; later it is killed, which is a fault."""
     deaths: list[Death] = field(default_factory=list)
-    _process: asyncio.subprocess.Process | None = None
+    _process: subprocess.Popen[bytes] | None = None
+    _ended: asyncio.Future[int] | None = None
     _wanted: asyncio.Event = field(default_factory=asyncio.Event)
     _running: asyncio.Event = field(default_factory=asyncio.Event)
-    _kills: set[int] = field(default_factory=set)
+    _sent: set[signal.Signals] = field(default_factory=set)
+    """What this process was sent."""
     _keeper: asyncio.Task[None] | None = None
 
     @property
@@ -62,50 +72,64 @@ class Part:
     async def _keep(self) -> None:
         while True:
             await self._wanted.wait()
+            self._sent.clear()
+            process = self._process = self._spawn()
+            self._ended = asyncio.get_running_loop().run_in_executor(WAITING, process.wait)
+            self._running.set()
+            code = await asyncio.shield(self._ended)
+            self._running.clear()
+            was_killed, was_told = signal.SIGKILL in self._sent, signal.SIGTERM in self._sent
+            self.deaths.append(Death(self.spec.name, monotonic_s(), code, was_killed, was_told))
+            await asyncio.sleep(RESTART_AFTER_S)
+
+    def _spawn(self) -> subprocess.Popen[bytes]:
+        """Start the program, without an await: no other program is started while signals are blocked here.
+
+        A service lets them through in its first line, and so ends in order whenever it is told to.
+        """
+        blocked = STOPS if self.spec.name in SERVICES else ()
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, blocked)
+        try:
             with self.spec.log.open("ab") as log:
-                process = self._process = await asyncio.create_subprocess_exec(
-                    *self.spec.argv,
-                    stdin=asyncio.subprocess.DEVNULL,
+                return subprocess.Popen(
+                    self.spec.argv,
+                    stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=log,
                     cwd=self.spec.cwd,
                     env=self.environment,
                     start_new_session=True,
-                    preexec_fn=_block_signals if self.spec.name in SERVICES else None,
                 )
-            self._running.set()
-            code = await process.wait()
-            self._running.clear()
-            self.deaths.append(Death(self.spec.name, monotonic_s(), code, process.pid in self._kills))
-            await asyncio.sleep(RESTART_AFTER_S)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
-    def process(self) -> psutil.Process | None:
-        """The process as it runs now."""
-        if self._process is None or self._process.returncode is not None:
-            return None
+    @property
+    def runs(self) -> bool:
+        """Whether a process runs, ready or not."""
+        return self._running.is_set()
+
+    def process(self) -> psutil.Process:
+        """The process that runs, or ran last. Raises `psutil.NoSuchProcess`."""
+        assert self._process is not None, f"{self.spec.name} was never started"
         return psutil.Process(self._process.pid)
 
     def signal(self, signum: signal.Signals) -> None:
         """Signal it, if it runs."""
         if self._process is not None and self._process.returncode is None:
-            if signum is signal.SIGKILL:
-                self._kills.add(self._process.pid)
+            self._sent.add(signum)
             self._process.send_signal(signum)
 
-    async def kill(self) -> None:
-        """SIGKILL; returns once it is dead."""
-        process = self._process
+    def kill(self) -> Coroutine[Any, Any, None]:
+        """SIGKILL, sent before this returns; what it returns is to be awaited, and waits until the process is dead."""
         self.signal(signal.SIGKILL)
-        if process is not None:
-            await process.wait()
-            self._running.clear()
+        return _until_dead(self._ended)
 
     def come(self) -> None:
         """Run again."""
         self._wanted.set()
 
     async def until_it_runs(self) -> None:
-        """Return once a process runs; it may not be ready yet."""
+        """Return once a process runs; it may not be ready yet. Raises `TimeoutError`."""
         async with asyncio.timeout(READY_WITHIN_S):
             await self._running.wait()
 
@@ -116,19 +140,16 @@ class Part:
     async def leave(self) -> str | None:
         """SIGTERM, and stay away; returns what was wrong with its end."""
         self.stay_away()
-        process = self._process
-        if process is None or process.returncode is not None:
+        if not self.runs or self._ended is None:
             return None
         began_at_s = monotonic_s()
         self.signal(signal.SIGTERM)
         try:
             async with asyncio.timeout(self.leaves_within_s):
-                code = await process.wait()
+                code = await asyncio.shield(self._ended)
         except TimeoutError:
             await self.kill()
             return f"still there {self.leaves_within_s:g} s after SIGTERM"
-        finally:
-            self._running.clear()
         if code == 0:
             return None
         return f"exit code {code}, {monotonic_s() - began_at_s:.1f} s after SIGTERM"
@@ -140,3 +161,14 @@ class Part:
             self._keeper.cancel()
             await asyncio.gather(self._keeper, return_exceptions=True)
         return said
+
+
+async def _until_dead(ended: asyncio.Future[int] | None) -> None:
+    if ended is not None:
+        await asyncio.shield(ended)  # several may wait, and any of them may be cancelled
+
+
+async def until_all_run(parts: Sequence[Part]) -> None:
+    """Return in a moment at which each of them runs, so that all can be broken at once. Raises `TimeoutError`."""
+    while not all(one.runs for one in parts):
+        await asyncio.gather(*(one.until_it_runs() for one in parts))

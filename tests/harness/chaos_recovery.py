@@ -20,6 +20,8 @@ DOCTOR_WITHIN_S = 30.0
 POLL_S = 0.1
 WELL_POLL_S = 0.5
 CENTI_KWH = 10
+WORDS = 200
+ANY_ZONE = "any zone"
 
 
 @dataclass
@@ -27,6 +29,9 @@ class Recovery:
     """How long it took after everything was healed; None where it took too long."""
 
     completed_s: float | None = None
+    """Until a request of each zone, and one of any zone, were completed."""
+    slowest: str = ""
+    """Which of them was the last."""
     well_s: float | None = None
     missing: str = ""
     """What was not well at the end."""
@@ -36,6 +41,10 @@ class Recovery:
 
 class ProbeRefused(Exception):
     """A gateway did not want the probe, which is as sound as all that were accepted."""
+
+
+class WrongZone(Exception):
+    """A request was charged at a substation of another zone."""
 
 
 class Doctor:
@@ -70,11 +79,19 @@ class Doctor:
             process.kill()
             await process.wait()
             return f"doctor: it said nothing within {DOCTOR_WITHIN_S:g} s"
-        if process.returncode == 0:
-            return ""
+        return what_is_wrong(process.returncode, told)
+
+
+def what_is_wrong(code: int, told: bytes) -> str:
+    """What the doctor found, in words; nothing where all is well."""
+    if code == 0:
+        return ""
+    try:
         checks = json.loads(told)["checks"] if told else []
         faults = [f"{one['check']}: {one['said']}" for one in checks if one["finding"] not in ("ok", "note")]
-        return f"doctor: {'; '.join(faults) or f'exit code {process.returncode}'}"
+    except (ValueError, KeyError):
+        return f"doctor: exit code {code}, and it said {told[:WORDS]!r}"
+    return f"doctor: {'; '.join(faults) or f'exit code {code}'}"
 
 
 class Recoveries:
@@ -87,19 +104,23 @@ class Recoveries:
         self.probes = 0
 
     async def look(self) -> Recovery:
-        """Time a request of any zone until it is completed, then one of every zone, and then everything else."""
+        """Time requests of any zone and of every zone until all are completed, and then everything else."""
         healed_at_s = monotonic_s()
         recovery = Recovery()
         zones = [None, *sorted(QUEUES)]
-        probes = {zone: asyncio.create_task(self._until_completed(zone)) for zone in zones}
-        await asyncio.wait([probes[None]], timeout=COMPLETED_WITHIN_S)
-        completed_s = monotonic_s() - healed_at_s
-        await asyncio.wait(probes.values(), timeout=max(0.0, healed_at_s + COMPLETED_WITHIN_S - monotonic_s()))
-        for one in probes.values():
+        probes = [asyncio.create_task(self._until_completed(zone)) for zone in zones]
+        await asyncio.wait(probes, timeout=COMPLETED_WITHIN_S)
+        for one in probes:
             one.cancel()
-        ends = dict(zip(zones, await asyncio.gather(*probes.values(), return_exceptions=True), strict=True))
-        missing = [f"a completed request of {zone or 'any zone'}" for zone, end in ends.items() if end is not None]
-        recovery.completed_s = completed_s if ends[None] is None else None
+        ends = dict(zip(zones, await asyncio.gather(*probes, return_exceptions=True), strict=True))
+        missing = [
+            f"a completed request of {zone or ANY_ZONE}{f' ({end!r})' if isinstance(end, Exception) else ''}"
+            for zone, end in ends.items()
+            if isinstance(end, BaseException)
+        ]
+        if not missing:
+            at_s, recovery.slowest = max((end, zone or ANY_ZONE) for zone, end in ends.items())
+            recovery.completed_s = at_s - healed_at_s
         give_up_at_s = max(healed_at_s + WELL_WITHIN_S, monotonic_s() + DOCTOR_WITHIN_S)
         while fault := await self._fault():
             recovery.last = fault
@@ -112,15 +133,19 @@ class Recoveries:
             recovery.well_s = monotonic_s() - healed_at_s
         return recovery
 
-    async def _until_completed(self, zone: str | None) -> None:
+    async def _until_completed(self, zone: str | None) -> float:
+        """When a new request of that zone was seen completed. Raises `ProbeRefused` and `WrongZone`."""
         self.probes += 1
         key = f"probe-{self.probes}"
         body = {"vehicle_id": key, "energy_kwh": CENTI_KWH / 100, "max_power_kw": 22, "priority": 9, "zone": zone}
         request_id = await self._client.submit(key, body, CENTI_KWH * JOULES_PER_CENTI_KWH)
         if request_id is None:
             raise ProbeRefused(self._client.figures.refused)
-        while await self._client.status(request_id) != "completed":
+        while (answer := await self._client.look_up(request_id)).get("status") != "completed":
             await asyncio.sleep(POLL_S)
+        if zone not in (None, answer.get("substation")):  # each zone has one substation, of the same name
+            raise WrongZone(f"{answer.get('substation')} completed it")
+        return monotonic_s()
 
     async def _fault(self) -> str:
         """What is not well, in words."""

@@ -1,19 +1,22 @@
 """What a run has shown, in figures and words: outcomes, recovery times, deaths, needs, findings."""
 
 import collections
+import contextlib
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from harness.chaos_checker import Finding
 from harness.chaos_evidence import Findings
+from harness.chaos_kinds import Kind
 from harness.chaos_part import Death
 from harness.chaos_recovery import Recovery
 from harness.chaos_schedule import SERVICES, Phase
 
-MISCONFIGURED = 2
 RECOVERS_WITHIN_S = {False: 10.0, True: 15.0}
-"""Whether the fault ended the broker; on an idle machine."""
+"""Until a request is completed in every zone, by whether the fault ended the broker; on an idle machine."""
+WELL_WITHIN_S = 30.0
+"""Until `/readyz`, the broker and the doctor find nothing, likewise."""
 TOGETHER = "several at a time"
 
 
@@ -27,6 +30,8 @@ class Report:
     found: Findings = field(default_factory=Findings)
     deaths: list[Death] = field(default_factory=list)
     counts: dict[str, int] = field(default_factory=dict)
+    effects: dict[Kind, list[str]] = field(default_factory=lambda: collections.defaultdict(list))
+    """What each fault of a kind was seen to do; an empty text where it did nothing."""
     recoveries: list[tuple[Phase, Recovery]] = field(default_factory=list)
     log_lines: Mapping[str, tuple[int, str]] = field(default_factory=dict)
     needs: dict[str, str] = field(default_factory=dict)
@@ -35,22 +40,43 @@ class Report:
     def findings(self) -> list[Finding]:
         return self.found.kept
 
+    @contextlib.contextmanager
+    def failures_of(self, what: str) -> Iterator[None]:
+        """A failure of the judge inside of the block is a finding, not the end of a run of hours."""
+        try:
+            yield
+        except Exception as error:
+            self.found.add(Finding("judge failed", what, repr(error)))
+
     def judge_deaths(self) -> None:
-        """A process that nobody killed ends with 0 where it was told to, or because its neighbours are not there."""
+        """A service ends when it was killed, or with 0 when it was told to end; by itself it never does."""
         for one in self.deaths:
-            if one.name in SERVICES and not one.was_killed and one.code not in (0, MISCONFIGURED):
-                words = f"ended by itself with {one.code}, {one.at_s - self.began_at_s:.1f} s into the run"
+            if one.name in SERVICES and not one.is_sound:
+                how = "after SIGTERM" if one.was_told else "after SIGKILL" if one.was_killed else "by itself"
+                words = f"ended {how} with {one.code}, {one.at_s - self.began_at_s:.1f} s into the run"
                 self.found.add(Finding("crashed", one.name, words))
+
+    def judge_effects(self) -> None:
+        """A kind of fault that never broke anything shows nothing."""
+        for kind, effects in self.effects.items():
+            if not any(effects):
+                self.found.add(Finding("no effect", kind, f"none of {len(effects)} faults was seen to break anything"))
 
     def judge_recovery(self, phase: Phase, recovery: Recovery, patience: float) -> None:
         """A single fault must be over in time; after several at a time everything must be well again at all."""
         self.recoveries.append((phase, recovery))
         if recovery.missing:
             self.found.add(Finding("not recovered", str(phase).strip(), recovery.missing))
-        within_s = RECOVERS_WITHIN_S[phase.ends_broker] * patience
-        if phase.is_single and recovery.completed_s is not None and recovery.completed_s > within_s:
-            words = f"{recovery.completed_s:.1f} s to a completed request, {within_s:g} s are sound"
-            self.found.add(Finding("slow recovery", str(phase).strip(), words))
+        if not phase.is_single:
+            return
+        bounds = (
+            (recovery.completed_s, RECOVERS_WITHIN_S[phase.ends_broker], f"a completed request of {recovery.slowest}"),
+            (recovery.well_s, WELL_WITHIN_S, f"all was well (last {recovery.last})"),
+        )
+        for took_s, bound_s, what in bounds:
+            if took_s is not None and took_s > bound_s * patience:
+                words = f"{took_s:.1f} s until {what}, {bound_s * patience:g} s are sound"
+                self.found.add(Finding("slow recovery", str(phase).strip(), words))
 
     def count_deaths(self) -> None:
         for name, number in sorted(collections.Counter(one.name for one in self.deaths).items()):
@@ -60,7 +86,12 @@ class Report:
         faults = sum(len(phase.faults) for phase, _ in self.recoveries)
         lines = [f"seed {self.seed}: {faults} faults in {len(self.recoveries)} phases, took {self.took_s:.0f} s"]
         lines += [f"  {name:32} {number}" for name, number in sorted(self.counts.items())]
-        lines += ["recovery after a fault was healed, to a completed request and until all was well [s]:"]
+        lines += ["faults done, by kind:"]
+        lines += [
+            f"  {kind:32} {len(effects)}, {sum(map(bool, effects))} with an effect"
+            for kind, effects in sorted(self.effects.items())
+        ]
+        lines += ["recovery after a fault was healed, to a completed request in every zone and until all was well [s]:"]
         lines += [f"  {line}" for line in self._recoveries()]
         lines += ["most lines of a log in one second:"]
         lines += [f"  {name:32} {most} at {second}" for name, (most, second) in self.log_lines.items()]

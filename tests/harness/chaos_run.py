@@ -9,18 +9,18 @@ from pathlib import Path
 
 import psutil
 from harness import chaos_clients
-from harness.chaos_checker import Finding
-from harness.chaos_clients import ClientProcess, Share
+from harness.chaos_checker import Finding, Terms
+from harness.chaos_clients import ClientProcess, Figures, Share
 from harness.chaos_evidence import Eater, audit, grant_s
 from harness.chaos_faults import INFLICT
 from harness.chaos_faults_broker import restore_all
 from harness.chaos_ledgers import LedgerReader
 from harness.chaos_log_rate import LogRate
-from harness.chaos_recovery import Doctor, Recoveries
+from harness.chaos_recovery import Doctor, Recoveries, Recovery
 from harness.chaos_report import Report
 from harness.chaos_schedule import SERVICES, Fault, Phase, length_s
 from harness.chaos_segments import Segments
-from harness.chaos_stack import ChaosStack, running
+from harness.chaos_stack import ChaosStack, Effect, running
 from harness.chaos_store import Store
 from harness.chaos_ticks import Site
 
@@ -70,7 +70,7 @@ async def chaos(data: Path, options: Options, ledger: LedgerReader, say: Callabl
         "EVENLOAD_SUBSTATION_TICK_LOG": str(data / "ticks"),
     }
     report = Report(options.seed, monotonic_s())
-    wall_offset_s = time.time() - monotonic_s()
+    wall_offsets_s = [_wall_offset_s()]
     sites = {one.id: Site(one.limit_w, one.connectors) for one in load_grid(str(GRID)).substation}
     with Store(data / "evidence.sqlite") as store:
         eater = Eater(store, report.found, sites, SPEED)
@@ -80,10 +80,12 @@ async def chaos(data: Path, options: Options, ledger: LedgerReader, say: Callabl
         rate = LogRate(data / "logs", SERVICES, keep=options.keep)
 
         def eat(*, is_last: bool = False) -> None:
-            eater.eat_clients(answers, is_last=is_last)
-            eater.eat_witnesses(witnesses, is_last=is_last)
-            eater.eat_ticks(ticks, is_last=is_last)
-            rate.count()
+            wall_offsets_s[0] = max(wall_offsets_s[0], _wall_offset_s())
+            with report.failures_of("what was read"):
+                eater.eat_clients(answers, is_last=is_last)
+                eater.eat_witnesses(witnesses, is_last=is_last)
+                eater.eat_ticks(ticks, is_last=is_last)
+                rate.count()
 
         async with running(data, ledger, settings) as stack, _eating(eat):
             report.began_at_s = monotonic_s()
@@ -94,10 +96,14 @@ async def chaos(data: Path, options: Options, ledger: LedgerReader, say: Callabl
                 recoveries = Recoveries(stack, one, Doctor(stack, settings).ask)
                 for phase in options.phases:
                     await asyncio.sleep(max(0.0, report.began_at_s + phase.at_s - monotonic_s()))
+                    if phase is options.phases[-1]:
+                        _judge_load(sending, report, options)
                     await _break(stack, phase, recoveries, report, options.patience, say)
             say(f"{monotonic_s() - report.began_at_s:7.1f} s  everything is healed")
-            await _until_ended(sending, ledger, report, options)
+            with report.failures_of("ledger"):
+                await _until_ended(sending, ledger, report, options)
             await _count_clients(sending, report, options.requests)
+            _note_refusals([one.figures], report)
             for name, words in (await stack.stop()).items():
                 report.found.add(Finding("bad end", name, words))
             report.deaths = stack.deaths
@@ -105,9 +111,9 @@ async def chaos(data: Path, options: Options, ledger: LedgerReader, say: Callabl
             report.needs |= _needs(data)
         eat(is_last=True)
         began_at_s = monotonic_s()
-        report.counts |= audit(
-            store, ledger, report.found, grant_s=grant_s(options.heartbeat_s, SPEED), wall_offset_s=wall_offset_s
-        )
+        terms = Terms(grant_s(options.heartbeat_s, SPEED), options.lease_s, wall_offsets_s[0])
+        with report.failures_of("audit"):
+            report.counts |= audit(store, ledger, report.found, terms)
         report.needs["time of the audit [s]"] = f"{monotonic_s() - began_at_s:.0f}"
     report.counts["probes"] = recoveries.probes
     report.log_lines = rate.most
@@ -115,7 +121,12 @@ async def chaos(data: Path, options: Options, ledger: LedgerReader, say: Callabl
         report.found.add(one)
     report.judge_deaths()
     report.count_deaths()
+    report.judge_effects()
     return report
+
+
+def _wall_offset_s() -> float:
+    return time.time() - monotonic_s()
 
 
 @contextlib.asynccontextmanager
@@ -169,17 +180,20 @@ async def _break(
     async def inflict(fault: Fault) -> None:
         await asyncio.sleep(fault.at_s)
         try:
-            words = await INFLICT[fault.kind](stack, fault)
+            effect = await INFLICT[fault.kind](stack, fault)
         except Exception as error:  # a run of hours goes on, and fails at its end
-            words = f"the fault could not be done: {error!r}"
-        if words is not None:
-            report.found.add(Finding("bad end", ", ".join(fault.targets), f"{words}: {fault}"))
+            effect = Effect("", f"the fault could not be done: {error!r}")
+        report.effects[fault.kind].append(effect.seen)
+        if effect.fault is not None:
+            report.found.add(Finding("bad end", ", ".join(fault.targets), f"{effect.fault}: {fault}"))
 
     began = f"{monotonic_s() - report.began_at_s:7.1f} s  {' + '.join(map(str, phase.faults))}"
     async with asyncio.TaskGroup() as group:
         for fault in phase.faults:
             group.create_task(inflict(fault))
-    recovery = await recoveries.look()
+    recovery = Recovery(missing="the look at it failed")
+    with report.failures_of("recovery"):
+        recovery = await recoveries.look()
     completed = f"{recovery.completed_s:.1f} s" if recovery.completed_s is not None else "never"
     last = f" (last {recovery.last})" if recovery.last else ""
     well = f"{recovery.well_s:.1f} s{last}" if recovery.well_s is not None else f"never ({recovery.missing})"
@@ -210,10 +224,22 @@ async def _count_clients(sending: Sequence[ClientProcess], report: Report, reque
     told = sum(one.told for one in figures)
     report.counts |= {"told clients": told, "client retries": sum(one.retries for one in figures)}
     report.counts["refusals"] = sum(one.refusals for one in figures)
-    for words in (words for one in figures for words in one.refused):
-        report.found.add(Finding("refused", "client", words))
+    _note_refusals(figures, report)
     if told < requests:
         report.found.add(Finding("time-out", "clients", f"{requests - told} of them got no 202"))
+
+
+def _note_refusals(figures: Sequence[Figures], report: Report) -> None:
+    for words in (words for one in figures for words in one.refused):
+        report.found.add(Finding("refused", "client", words))
+
+
+def _judge_load(sending: Sequence[ClientProcess], report: Report, options: Options) -> None:
+    """The last faults are done under load, unless the load was asked to end before them."""
+    if options.over_s >= options.phases[-1].at_s and all(one.is_done for one in sending):
+        at_s = monotonic_s() - report.began_at_s
+        words = f"all clients were done before the last phase began, {at_s:.1f} s into the run"
+        report.found.add(Finding("no load", "clients", words))
 
 
 def _needs(data: Path) -> dict[str, str]:

@@ -20,7 +20,9 @@ SINGLE_SHARE = 0.5
 """Of the phases."""
 AT_ONCE_MAX = 3
 SETTLES_S = 8.0
-"""So long after a phase the next may begin, if the stack has recovered; the load is planned by it."""
+"""So long after a phase the next may begin, if the stack has recovered."""
+LATE_S = 5.0
+"""So much later than planned each phase may end, on a busy machine; the load lasts as much longer."""
 
 QUEUES = {one: topology.substation_queue(one) for hosted in HOSTED.values() for one in hosted.split(",")}
 BINDINGS = {
@@ -35,8 +37,10 @@ TARGETS: Mapping[Kind, Sequence[str]] = {
     Kind.QUEUE: (topology.INTAKE, topology.GRAVEYARD, *QUEUES.values()),
     Kind.BINDING: tuple(BINDINGS),
     Kind.RIGHTS: ("gateway", "balancer", "substation"),
+    Kind.LEDGER_MOVED: ("ledger", "ledger with its log"),
 }
 """What else than the part itself, or one service, is broken."""
+KILL_AT_ONCE = frozenset({Kind.KILL_SEVERAL, Kind.KILL_ALL})
 TOGETHER = (("gateway-1", "gateway-2"), ("balancer-1", "balancer-2"), tuple(HOSTED))
 """Whoever is killed with all of its kind."""
 
@@ -76,7 +80,10 @@ class Phase:
 
     @property
     def ends_broker(self) -> bool:
-        return any(SPECS[one.kind].ends_broker or BROKER in one.targets for one in self.faults)
+        """Whether the broker is killed or told to end, by a fault of its own or together with services."""
+        return any(
+            SPECS[one.kind].ends_broker or (one.part is Part.SERVICE and BROKER in one.targets) for one in self.faults
+        )
 
     def __str__(self) -> str:
         return f"{self.at_s:7.1f} s  {' + '.join(map(str, self.faults))}"
@@ -108,6 +115,11 @@ def length_s(phases: Sequence[Phase]) -> float:
     return phases[-1].at_s + phases[-1].lasts_s + SETTLES_S if phases else 0.0
 
 
+def load_s(phases: Sequence[Phase]) -> float:
+    """How long a load must last so that the last faults are done under it, too."""
+    return length_s(phases) + LATE_S * len(phases)
+
+
 def coming_and_going(target: str, times: int, every_s: float) -> list[Phase]:
     """A service that leaves in order and comes back, again and again."""
     return [Phase(every_s * (0.5 + n), (Fault(0.0, Kind.LEAVE, (target,), every_s / 2),)) for n in range(times)]
@@ -134,10 +146,8 @@ class _Drawn:
 
     def targets(self, kind: Kind, broken: set[str]) -> tuple[str, ...]:
         """Whom to break, none of whom is broken yet."""
-        if kind is Kind.KILL_SEVERAL:
-            if self._dice.random() < 0.5:
-                return self._dice.choice(TOGETHER)
-            return tuple(self._dice.sample([BROKER, *SERVICES], self._dice.randint(2, 4)))
+        if kind in KILL_AT_ONCE:
+            return self._killed_at_once(kind)
         if kind in TARGETS:
             if not self._targets.get(kind):
                 self._targets[kind] = self._dice.sample(TARGETS[kind], len(TARGETS[kind]))
@@ -150,17 +160,27 @@ class _Drawn:
             case Part.LEDGER:
                 return ("ledger",)
 
+    def _killed_at_once(self, kind: Kind) -> tuple[str, ...]:
+        if kind is Kind.KILL_ALL:
+            return (BROKER, *SERVICES)
+        if self._dice.random() < 0.5:
+            return self._dice.choice(TOGETHER)
+        return tuple(self._dice.sample([BROKER, *SERVICES], self._dice.randint(2, 4)))
+
 
 def _may_overlap(kind: Kind, busy: Sequence[Fault]) -> bool:
-    """Faults of services may overlap on different ones; several killed at once may be any service, and the broker."""
+    """Faults of services may overlap on different ones; several killed at once may be any service, and the broker.
+
+    So those overlap with faults of the ledger only.
+    """
     kinds = {one.kind for one in busy}
     if any(SPECS[one].is_always_alone for one in (kind, *kinds)):
         return False
-    parts = {one.part for one in busy} | ({Part.BROKER} if Kind.KILL_SEVERAL in kinds else set())
-    if kind is Kind.KILL_SEVERAL:
+    parts = {one.part for one in busy} | ({Part.BROKER} if kinds & KILL_AT_ONCE else set())
+    if kind in KILL_AT_ONCE:
         return parts == {Part.LEDGER}
     if SPECS[kind].part is Part.SERVICE:
-        return Kind.KILL_SEVERAL not in kinds
+        return not kinds & KILL_AT_ONCE
     return SPECS[kind].part not in parts
 
 

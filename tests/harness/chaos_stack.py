@@ -6,11 +6,15 @@ guardian ends whatever is left should this process die.
 
 import asyncio
 import contextlib
+import http.client
 import signal
+import socket
 import sys
 import uuid
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import NamedTuple
 
 import aiohttp
 from harness.broker import api
@@ -20,6 +24,7 @@ from harness.chaos_schedule import BINDINGS, BROKER, HOSTED, SERVICES
 from harness.tcp_proxy import TcpProxy
 
 from services.broker import topology
+from services.clock import monotonic_s
 from services.local import leftovers
 from services.local.folders import cache_dir
 from services.local.ports import HOST, free_ports
@@ -31,6 +36,16 @@ from services.settings import LocalSettings
 
 ENDS_WITHIN_S = {BROKER: 40.0, "epmd": 40.0}
 SERVICE_ENDS_WITHIN_S = 10.0
+ALARM_WITHIN_S = 60.0
+
+
+class Effect(NamedTuple):
+    """What a fault has done."""
+
+    seen: str
+    """What shows that something was broken; empty where nothing does."""
+    fault: str | None = None
+    """What a service did wrong meanwhile."""
 
 
 class ChaosStack:
@@ -60,20 +75,31 @@ class ChaosStack:
             await asyncio.to_thread(proxy.heal)
 
     async def alarm(self, *, on: bool) -> None:
-        """Raise or clear the broker's memory alarm; one that is down has none, and comes back without."""
+        """Raise or clear the broker's memory alarm, also of one that is starting. Raises `OSError` if it cannot."""
         node = self.parts[BROKER].spec
         watermark = ["0.00001"] if on else ["absolute", MEMORY_WATERMARK]
-        process = await asyncio.create_subprocess_exec(
-            Path(node.argv[0]).with_name("rabbitmqctl"),
-            "set_vm_memory_high_watermark",
-            *watermark,
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.DEVNULL,
-            stderr=asyncio.subprocess.DEVNULL,
-            cwd=node.cwd,
-            env=self.parts[BROKER].environment,
-        )
-        await process.wait()
+        give_up_at_s = monotonic_s() + ALARM_WITHIN_S
+        while True:
+            process = await asyncio.create_subprocess_exec(
+                Path(node.argv[0]).with_name("rabbitmqctl"),
+                "set_vm_memory_high_watermark",
+                *watermark,
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.STDOUT,
+                cwd=node.cwd,
+                env=self.parts[BROKER].environment,
+            )
+            said, _ = await process.communicate()
+            if process.returncode == 0:
+                return
+            if monotonic_s() > give_up_at_s:
+                raise OSError(f"rabbitmqctl ended with {process.returncode}: {said.decode(errors='replace').strip()}")
+
+    def connection_to(self, name: str) -> AbstractContextManager[object]:
+        """A connection to a gateway while the block runs; none where `name` is no gateway."""
+        port = self.parts[name].spec.environment.get("EVENLOAD_GATEWAY_PORT")
+        return contextlib.nullcontext() if port is None else socket.create_connection((HOST, int(port)))
 
     async def not_ready(self) -> set[str]:
         """Services whose `/readyz` is not 200."""
@@ -91,11 +117,9 @@ class ChaosStack:
                 await asyncio.to_thread(api, self.broker, "GET", kind)
                 for kind in ("connections", "consumers", f"exchanges/{topology.VHOST}", f"bindings/{topology.VHOST}")
             ]
-        except OSError:
+        except (OSError, http.client.HTTPException, ValueError):  # half an answer is none
             return expected
-        found = {one["client_properties"].get("connection_name") for one in connections if one.get("channels")}
-        found |= {f"consumer {one['consumer_tag']}" for one in consumers} | {one["name"] for one in exchanges}
-        return expected - found - {f"{one['source']}>{one['destination']}" for one in bindings}
+        return expected - named_at_the_broker(connections, consumers, exchanges, bindings)
 
     async def stop(self) -> dict[str, str]:
         """End the services, then the broker; returns what was wrong with whose end."""
@@ -103,6 +127,15 @@ class ChaosStack:
         for name in (BROKER, "epmd"):
             await self.parts[name].stop()
         return {name: words for name, words in said.items() if words is not None}
+
+
+def named_at_the_broker(
+    connections: Sequence[dict], consumers: Sequence[dict], exchanges: Sequence[dict], bindings: Sequence[dict]
+) -> set[str]:
+    """What the management API lists, by name; a connection that has just been opened has no properties there yet."""
+    found = {one.get("client_properties", {}).get("connection_name") for one in connections if one.get("channels")}
+    found |= {f"consumer {one.get('consumer_tag')}" for one in consumers} | {one.get("name") for one in exchanges}
+    return found | {f"{one.get('source')}>{one.get('destination')}" for one in bindings}
 
 
 @contextlib.asynccontextmanager

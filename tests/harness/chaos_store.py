@@ -6,10 +6,19 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
-from harness.chaos_checker import Busy, Holder, Piece, Start, Told, Withdrawn
+from harness.chaos_checker import Busy, GaveUp, Holder, Piece, Start, Told, Withdrawing, Withdrawn
 
-TABLES = {Told: "told", Withdrawn: "withdrawn", Start: "start", Piece: "piece", Busy: "busy"}
-OF_REQUESTS = (Told, Withdrawn, Start, Piece)
+TABLES = {
+    Told: "told",
+    GaveUp: "gave_up",
+    Withdrawing: "withdrawing",
+    Withdrawn: "withdrawn",
+    Start: "start",
+    Piece: "piece",
+    Busy: "busy",
+}
+OF_REQUESTS = (Told, Withdrawing, Withdrawn, Start, Piece)
+OF_KEYS = (Told, GaveUp)
 BUFFERED = 1_000
 
 
@@ -70,6 +79,8 @@ class Store:
             self._write(kind)
             if kind in OF_REQUESTS:
                 self._database.execute(f"CREATE INDEX {table}_of ON {table} (request_id)")
+            if kind in OF_KEYS:
+                self._database.execute(f"CREATE INDEX {table}_under ON {table} (key)")
         self._database.execute("COMMIT")  # for whoever keeps the file and wants to look
 
     def of_requests(self, request_ids: Sequence[str]) -> dict[Any, list[Any]]:
@@ -78,6 +89,14 @@ class Store:
         self._database.execute("INSERT OR IGNORE INTO known SELECT value FROM json_each(?)", [wanted])
         return {kind: self._select(kind, "WHERE request_id IN (SELECT value FROM json_each(?))", wanted)
                 for kind in OF_REQUESTS}  # fmt: skip
+
+    def of_keys(self, keys: Sequence[str]) -> tuple[dict[str, str], set[str]]:
+        """The id that was told under each of these keys, and those keys whose client stopped asking."""
+        wanted = json.dumps(keys)
+        told, given_up = (
+            self._select(kind, "WHERE key IN (SELECT value FROM json_each(?))", wanted) for kind in OF_KEYS
+        )
+        return {one.key: one.request_id for one in told}, {one.key for one in given_up}
 
     def strangers(self, most: int) -> Iterator[list[str]]:
         """The ids of requests that the ledger does not know, at most so many at once."""

@@ -7,7 +7,7 @@ from contextlib import closing
 from dataclasses import astuple
 
 import pytest
-from harness.chaos_checker import ATTEMPTS_MAX, Row, Told
+from harness.chaos_checker import ATTEMPTS_MAX, GaveUp, Row, Terms, Told
 from harness.chaos_evidence import Eater, Findings, audit
 from harness.chaos_ledgers import LedgerReader, Page
 from harness.chaos_segments import Line, Segments, SegmentWriter
@@ -23,6 +23,7 @@ PEAK_MAX_BYTES = 4_000_000
 SITES = {"north": Site(22_000, 2), "east": Site(22_000, 2)}
 ENERGY_J = 1_000_000
 OFFSET_S = 1_000.0
+TERMS = Terms(grant_s=900, lease_s=3.0, wall_offset_s=OFFSET_S)
 
 
 def line(at_s, status, attempt=0, epoch=None):
@@ -61,7 +62,7 @@ class Run:
     def pages(self, most=500):
         for first in range(0, self.requests, most):
             numbers = [n for n in range(first, min(self.requests, first + most)) if self.rows.get(n, 1) is not None]
-            rows = {f"id-{n}": self.rows.get(n, Row("completed", ENERGY_J, ENERGY_J, 11_000, 0, f"key-{n}"))
+            rows = {f"id-{n}": self.rows.get(n, Row("completed", ENERGY_J, ENERGY_J, 11_000, 0, f"key-{n}", f"EV-{n}"))
                     for n in numbers}  # fmt: skip
             yield Page(rows, {f"id-{n}": self.histories.get(n, HISTORY) for n in numbers})
 
@@ -80,7 +81,7 @@ def judged(run, path):
                 held = max(held, eater.held)
         for chain in ("north-3-71", "north-3-72", "east-5-73"):
             eater.witness(Line(chain, None))
-        audit(store, run, found, grant_s=900, wall_offset_s=OFFSET_S)
+        audit(store, run, found, TERMS)
     return found, held
 
 
@@ -104,7 +105,7 @@ def lost(run, n):
 
 
 def without_an_end(run, n):
-    run.rows[n] = Row("charging", ENERGY_J, ENERGY_J, 11_000, 0, f"key-{n}")
+    run.rows[n] = Row("charging", ENERGY_J, ENERGY_J, 11_000, 0, f"key-{n}", f"EV-{n}")
     run.histories[n] = HISTORY[:-1]
 
 
@@ -127,7 +128,7 @@ def over_delivered(run, n):
 
 
 def above_the_limit(run, n):
-    run.rows[n] = Row("completed", 4 * ENERGY_J, 4 * ENERGY_J, 11_000, 0, f"key-{n}")
+    run.rows[n] = Row("completed", 4 * ENERGY_J, 4 * ENERGY_J, 11_000, 0, f"key-{n}", f"EV-{n}")
     run.told[n] = [Told(f"key-{n}", f"id-{n}", 4 * ENERGY_J, n)]
     run.witnessed[n] = [
         ("north-3-71", {**what, "energy_j": 4 * what["energy_j"]} if "energy_j" in what else what)
@@ -137,6 +138,15 @@ def above_the_limit(run, n):
 
 def one_key_for_two(run, n):
     run.told[n] = [*run.told_of(n), Told(f"key-{n}", f"id-{(n + 7) % run.requests}", ENERGY_J, n)]
+
+
+def told_of_another(run, n):
+    """The client of this key was told of a request that has another client too."""
+    run.told[n] = [Told(f"key-{n}", f"id-{(n + 7) % run.requests}", ENERGY_J, n)]
+
+
+def told_of_nobody(run, n):
+    run.told[n] = []
 
 
 def sent_about(run, n):
@@ -165,6 +175,8 @@ REQUESTS = 1_500
         (over_delivered, "over-delivered"),
         (above_the_limit, "limit exceeded"),
         (one_key_for_two, "doubled"),
+        (told_of_another, "doubled"),
+        (told_of_nobody, "untold"),
         (sent_about, "too many attempts"),
     ],
 )
@@ -208,6 +220,13 @@ def test_what_only_a_witness_has_heard_of_is_a_stranger_too(tmp_path):
     assert {(one.kind, one.subject) for one in found.kept} == {("unclaimed", "id-4"), ("over-delivered", "id-4")}
 
 
+def test_a_request_whose_client_stopped_asking_need_not_have_been_told(tmp_path):
+    run = Run(10)
+    run.told[4] = [GaveUp("key-4", 4.0)]
+    found, _ = judged(run, tmp_path / "evidence")
+    assert found.kept == []
+
+
 def write_ledger(path, run):
     with closing(sqlite3.connect(path)) as database, database:
         for statement in schema.SQLITE:
@@ -218,7 +237,7 @@ def write_ledger(path, run):
                 database.execute(
                     "INSERT INTO request (id, status, energy_requested_j, energy_delivered_j, power_max_w, "
                     "interruptions, idempotency_key, vehicle_id, priority, accepted_at_ms, wait_max_ms, wait_until_ms, "
-                    "changed_at_ms, reason) VALUES (?, ?, ?, ?, ?, ?, ?, '', 0, 0, 0, 0, 0, '')",
+                    "changed_at_ms, reason) VALUES (?, ?, ?, ?, ?, ?, ?, ?, 0, 0, 0, 0, 0, '')",
                     [request_id, *row],
                 )
                 for one in page.histories[request_id]:
@@ -256,7 +275,7 @@ def test_a_run_on_disk_is_read_as_it_was_written_while_it_goes_on_and_at_its_end
                     eater.eat_witnesses(witnesses)
         eater.eat_clients(answers, is_last=True)
         eater.eat_witnesses(witnesses, is_last=True)
-        counts = audit(store, ledger, found, grant_s=900, wall_offset_s=OFFSET_S)
+        counts = audit(store, ledger, found, TERMS)
     assert [(one.kind, one.subject) for one in found.kept] == [("unended", "id-150")]
     assert counts == {
         "requests": 200, "ended completed": 199, "ended charging": 1, "reason …": 799,

@@ -10,16 +10,19 @@ from harness.chaos_checker import (
     Piece,
     Row,
     Start,
+    Terms,
     Told,
+    Withdrawing,
     Withdrawn,
     findings,
     twins,
 )
 
-from services.ledger.states import Reason, Status, Transition
+from services.ledger.states import INTERRUPTIONS_MAX, Reason, Status, Transition
 
 OFFSET_S = 1_000.0
 GRANT_S = 900
+LEASE_S = 3.0
 NORTH, EAST = Holder("north", 3, "71"), Holder("east", 5, "72")
 WHOLE_J = 36_000_000
 
@@ -49,9 +52,9 @@ def sound():
         "c": [line(1, "accepted"), line(2, "cancelled")],
     }
     rows = {
-        "a": Row("completed", WHOLE_J, WHOLE_J, 11_000, 0, "key-a"),
-        "b": Row("completed", WHOLE_J, WHOLE_J, 11_000, 1, "key-b"),
-        "c": Row("cancelled", WHOLE_J, 0, 11_000, 0, "key-c"),
+        "a": Row("completed", WHOLE_J, WHOLE_J, 11_000, 0, "key-a", "EV-a"),
+        "b": Row("completed", WHOLE_J, WHOLE_J, 11_000, 1, "key-b", "EV-b"),
+        "c": Row("cancelled", WHOLE_J, 0, 11_000, 0, "key-c", "EV-c"),
     }
     pieces = [
         Piece("a", 1, NORTH, 3.1, 5.1, 13_000_000),
@@ -61,8 +64,19 @@ def sound():
     ]
     starts = [Start("a", 1, NORTH, 3.1), Start("b", 1, NORTH, 3.1), Start("b", 2, EAST, 10.1)]
     told = [Told(f"key-{one}", one, WHOLE_J, 1.1) for one in rows]
-    withdrawn = [Withdrawn("c", "cancelled", 2.1)]
-    return Evidence([*told, told[0]], withdrawn, starts, pieces, rows, histories, GRANT_S, OFFSET_S)
+    by_key = {one.key: one.request_id for one in told}
+    return Evidence(
+        [*told, told[0]],
+        [Withdrawing("c", 1.9)],
+        [Withdrawn("c", "cancelled", 2.1)],
+        starts,
+        pieces,
+        rows,
+        histories,
+        by_key,
+        set(),
+        Terms(GRANT_S, LEASE_S, OFFSET_S),
+    )
 
 
 def kinds(seen):
@@ -161,6 +175,72 @@ def sent_about_for_ever(seen):
     return with_history(seen, "c", line(1, "accepted"), *assigned, line(4, "cancelled", None, ATTEMPTS_MAX + 1))
 
 
+def expired(seen):
+    """Nobody set a time for it; that somebody withdrew it does not matter."""
+    return with_history(with_row(seen, "c", status="expired"), "c", line(1, "accepted"), line(2, "expired"))
+
+
+def cancelled_by_nobody(seen):
+    return seen._replace(withdrawing=[], withdrawn=[])
+
+
+def stopped(seen):
+    return with_history(
+        with_row(seen, "a", status="stopped"), "a", *seen.histories["a"][:-1], line(9, "stopped", "north", 1, 3)
+    )
+
+
+def failed_after_one_interruption(seen):
+    return with_history(
+        with_row(seen, "b", status="failed"), "b", *seen.histories["b"][:-1], line(12, "failed", "east", 2, 5)
+    )
+
+
+def told_of_nobody(seen):
+    return seen._replace(told=[one for one in seen.told if one.request_id != "b"], told_by_key={})
+
+
+def without_a_key(seen):
+    return with_row(told_of_nobody(seen), "b", idempotency_key=None)
+
+
+def told_of_another_under_its_key(seen):
+    return told_of_nobody(seen)._replace(told_by_key={"key-b": "d"})
+
+
+def unended_and_untold(seen):
+    return told_of_nobody(with_history(with_row(seen, "b", status="charging"), "b", *seen.histories["b"][:-1]))
+
+
+def withdrawn_at(seen, request_id, status, at_s):
+    return seen._replace(
+        withdrawing=[*seen.withdrawing, Withdrawing(request_id, at_s - 0.1)],
+        withdrawn=[*seen.withdrawn, Withdrawn(request_id, status, at_s)],
+    )
+
+
+def left_waiting_by_a_delete(seen):
+    """A DELETE ends what waits: it never says that a request waits still."""
+    return withdrawn_at(seen, "a", "assigned", 2.95)
+
+
+def claimed_after_a_delete(seen):
+    return withdrawn_at(seen, "a", "charging", 2.9)
+
+
+def assigned_after_a_delete(seen):
+    return withdrawn_at(seen, "a", "charging", 1.9)
+
+
+def claimed_elsewhere_after_a_delete(seen):
+    """The wish to stop was forgotten with the substation that was lost."""
+    return withdrawn_at(seen, "b", "charging", 9.1)
+
+
+def charged_on_after_a_delete(seen):
+    return withdrawn_at(seen, "a", "charging", 8.6 - LEASE_S - 0.01)
+
+
 def told_of_another_end(seen):
     return seen._replace(withdrawn=[Withdrawn("a", "cancelled", 2.0)])
 
@@ -196,10 +276,69 @@ def no_transition(seen):
         (told_of_another_end, "contradicted", "a"),
         (other_energy_than_asked, "altered", "a"),
         (no_transition, "unsound", "c"),
+        (expired, "unasked end", "c"),
+        (cancelled_by_nobody, "unasked end", "c"),
+        (stopped, "unasked end", "a"),
+        (failed_after_one_interruption, "unasked end", "b"),
+        (told_of_nobody, "untold", "b"),
+        (without_a_key, "untold", "b"),
+        (told_of_another_under_its_key, "doubled", "b"),
+        (unended_and_untold, "unended", "b"),
+        (left_waiting_by_a_delete, "contradicted", "a"),
+        (claimed_after_a_delete, "unheeded", "a"),
+        (assigned_after_a_delete, "unheeded", "a"),
+        (claimed_elsewhere_after_a_delete, "unheeded", "b"),
+        (charged_on_after_a_delete, "unheeded", "a"),
     ],
 )
 def test_a_breach_written_into_the_record_is_found(breach, kind, subject):
     assert (kind, subject) in kinds(breach(sound()))
+
+
+def stopped_after_a_delete(seen):
+    return withdrawn_at(stopped(seen), "a", "charging", 7.0)
+
+
+def withdrawn_without_an_answer(seen):
+    return stopped(seen)._replace(withdrawing=[*seen.withdrawing, Withdrawing("a", 7.0)])
+
+
+def taken_over_after_a_delete(seen):
+    """A takeover goes on with a session, and is no beginning."""
+    history = [*seen.histories["a"][:3], line(8.5, "charging", "north", 1, 4), line(9, "completed", "north", 1, 4)]
+    return withdrawn_at(with_history(seen, "a", *history), "a", "charging", 7.0)
+
+
+def interrupted_too_often(seen):
+    """Each interruption is a tenure that was lost."""
+    tenures = [line(3 + n / 10, "charging", "north", 1, 3 + n) for n in range(INTERRUPTIONS_MAX + 1)]
+    history = [*seen.histories["a"][:2], *tenures, line(9, "failed", "north", 1, 3 + INTERRUPTIONS_MAX)]
+    row = with_row(seen, "a", status="failed", interruptions=INTERRUPTIONS_MAX + 1)
+    return with_history(row, "a", *history)
+
+
+def untold_because_its_client_gave_up(seen):
+    return told_of_nobody(seen)._replace(given_up={"key-b"})
+
+
+def after_a_step_of_the_wall_clock(seen):
+    """The offset was larger at another moment of the run, so that nothing follows from the dates of the history."""
+    return claimed_elsewhere_after_a_delete(seen)._replace(terms=seen.terms._replace(wall_offset_s=OFFSET_S + 3_600))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        stopped_after_a_delete,
+        withdrawn_without_an_answer,
+        taken_over_after_a_delete,
+        interrupted_too_often,
+        untold_because_its_client_gave_up,
+        after_a_step_of_the_wall_clock,
+    ],
+)
+def test_what_may_happen_is_not_found(change):
+    assert findings(change(sound())) == []
 
 
 def test_two_who_charge_at_one_substation_at_once_are_found_and_neighbours_in_time_or_place_are_not():

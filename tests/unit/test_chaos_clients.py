@@ -6,8 +6,9 @@ import contextlib
 import os
 import signal
 
+import pytest
 from aiohttp import web
-from harness.chaos_clients import Share, send
+from harness.chaos_clients import Share, client, send
 from harness.chaos_segments import Segments
 
 from services.clock import monotonic_s
@@ -17,9 +18,10 @@ REQUESTS = 60
 
 
 class Gateway:
-    """Answers every request once with 503, then with one id for each key, and refuses key 7."""
+    """Answers every request once with `fault`, then with one id for each key, and refuses key 7."""
 
     def __init__(self):
+        self.fault = {"status": 503, "headers": {"Retry-After": "2"}, "text": "{}"}
         self.bodies = collections.defaultdict(list)
         self.withdrawn = []
 
@@ -27,7 +29,7 @@ class Gateway:
         key = request.headers["Idempotency-Key"]
         self.bodies[key].append(await request.json())
         if len(self.bodies[key]) == 1:
-            return web.json_response({}, status=503)
+            return web.Response(**self.fault)
         if key == "chaos-7":
             return web.json_response({"title": "no"}, status=422)
         return web.json_response({"request_id": f"id-of-{key}"}, status=202)
@@ -74,6 +76,51 @@ async def test_two_shares_are_the_whole_load_and_every_202_is_on_disk_once_it_wa
     assert sum(one.retries for one in figures) >= REQUESTS
     [refused] = [words for one in figures for words in one.refused]
     assert refused == "chaos-7: 422 {'title': 'no'}"
+
+
+@pytest.mark.parametrize(
+    ("fault", "words"),
+    [
+        ({"status": 500, "text": "a fault of the gateway"}, "500 a fault of the gateway"),
+        ({"status": 503, "text": "{}"}, "503 {}"),
+        ({"status": 502, "body": b"<html>\xff"}, "502 <html>\N{REPLACEMENT CHARACTER}"),
+        ({"status": 202, "text": '{"request_id": '}, '202 {"request_id": '),
+    ],
+)
+async def test_a_fault_of_the_gateway_other_than_503_with_a_time_to_ask_again_is_told_and_asked_again(
+    tmp_path, fault, words
+):
+    async with gateway() as (one, url):
+        one.fault = fault
+        figures = await send(Share([url], str(tmp_path), 5, 1, 0.0, monotonic_s()))
+    assert figures.refused == [f"POST /charge-requests: {words}"]
+    assert (figures.told, figures.refusals) == (1, 1)
+
+
+async def test_who_is_ended_while_it_asks_notes_its_key_as_given_up(tmp_path):
+    [port] = free_ports(1)
+    async with client([f"http://127.0.0.1:{port}"], tmp_path, "probe") as one:
+        asking = asyncio.create_task(one.submit("probe-1", {}, 36_000))
+        async with asyncio.timeout(30):
+            while not one.figures.retries:
+                await asyncio.sleep(0.02)
+        asking.cancel()
+        await asyncio.gather(asking, return_exceptions=True)
+    [line] = [line.what for line in Segments(tmp_path, keep=False).end() if line.what is not None]
+    assert (line["event"], line["key"]) == ("gave_up", "probe-1")
+
+
+async def test_a_delete_is_noted_before_it_is_sent_because_its_answer_may_be_lost(tmp_path):
+    [port] = free_ports(1)
+    async with client([f"http://127.0.0.1:{port}"], tmp_path, "client-0") as one:
+        asking = asyncio.create_task(one.withdraw("id-1", 0))
+        async with asyncio.timeout(30):
+            while not one.figures.retries:
+                await asyncio.sleep(0.02)
+        asking.cancel()
+        await asyncio.gather(asking, return_exceptions=True)
+    [line] = [line.what for line in Segments(tmp_path, keep=False).end() if line.what is not None]
+    assert (line["event"], line["request_id"]) == ("withdrawing", "id-1")
 
 
 async def test_a_share_has_the_same_load_however_many_processes_send_it(tmp_path):

@@ -4,8 +4,9 @@ import asyncio
 
 import pytest
 from harness import chaos_recovery
-from harness.chaos_recovery import Recoveries
+from harness.chaos_recovery import Recoveries, what_is_wrong
 from harness.chaos_schedule import QUEUES
+from harness.chaos_stack import named_at_the_broker
 
 
 class Stack:
@@ -22,10 +23,10 @@ class Stack:
 
 
 class Clients:
-    """Requests of the zones in `deaf` never end, and those in `refused` are refused."""
+    """Requests of the zones in `deaf` never end, those in `refused` are refused, those in `astray` charge in west."""
 
-    def __init__(self, deaf=(), refused=()):
-        self._deaf, self._refused = deaf, refused
+    def __init__(self, deaf=(), refused=(), astray=(), slow=()):
+        self._deaf, self._refused, self._astray, self._slow = deaf, refused, astray, slow
         self.bodies = []
         self.figures = type("Figures", (), {"refused": []})
 
@@ -33,9 +34,12 @@ class Clients:
         self.bodies.append((key, body))
         return None if body["zone"] in self._refused else f"id-{body['zone']}"
 
-    async def status(self, request_id):
-        await asyncio.sleep(0)
-        return 404 if request_id in {f"id-{zone}" for zone in self._deaf} else "completed"
+    async def look_up(self, request_id):
+        zone = request_id.removeprefix("id-")
+        await asyncio.sleep(0.3 if zone in self._slow else 0)
+        if zone in map(str, self._deaf):
+            return {"title": "not found", "status": 404}
+        return {"status": "completed", "substation": "west" if zone in self._astray else zone}
 
 
 async def nothing_found():
@@ -58,22 +62,30 @@ async def test_all_is_well_once_nobody_finds_anything_and_the_last_fault_is_told
     looking = recoveries(stack, clients)
     recovery = await looking.look()
     assert 0 <= recovery.completed_s <= recovery.well_s
+    assert recovery.slowest in {"any zone", *QUEUES}
     assert (recovery.missing, recovery.last) == ("", "at the broker: consumer balancer-2")
     assert {body["zone"] for _, body in clients.bodies} == {None, *QUEUES}
     assert looking.probes == len({key for key, _ in clients.bodies}) == 5
 
 
-async def test_a_zone_that_completes_nothing_is_not_well_though_others_are_quick(recoveries):
-    recovery = await recoveries(Stack(), Clients(deaf=["east"])).look()
-    assert recovery.completed_s is not None
-    assert (recovery.well_s, recovery.missing) == (None, "a completed request of east")
+async def test_the_slowest_zone_is_what_counts(recoveries):
+    recovery = await recoveries(Stack(), Clients(slow=["south"])).look()
+    assert recovery.slowest == "south"
+    assert recovery.completed_s >= 0.3
 
 
-@pytest.mark.parametrize("clients", [Clients(deaf=[None]), Clients(refused=[None])])
-async def test_a_probe_that_is_lost_or_refused_is_no_completed_request(recoveries, clients):
+@pytest.mark.parametrize(
+    ("clients", "missing"),
+    [
+        (Clients(deaf=["east"]), "a completed request of east"),
+        (Clients(deaf=[None]), "a completed request of any zone"),
+        (Clients(refused=[None]), "a completed request of any zone (ProbeRefused([]))"),
+        (Clients(astray=["south"]), "a completed request of south (WrongZone('west completed it'))"),
+    ],
+)
+async def test_a_probe_that_is_lost_refused_or_charged_elsewhere_is_no_completed_request(recoveries, clients, missing):
     recovery = await recoveries(Stack(), clients).look()
-    assert (recovery.completed_s, recovery.well_s) == (None, None)
-    assert recovery.missing == "a completed request of any zone"
+    assert (recovery.completed_s, recovery.well_s, recovery.missing) == (None, None, missing)
 
 
 async def test_what_the_doctor_finds_at_the_end_is_told(recoveries):
@@ -83,3 +95,25 @@ async def test_what_the_doctor_finds_at_the_end_is_told(recoveries):
     recovery = await recoveries(Stack(), Clients(), found).look()
     assert recovery.completed_s is not None
     assert (recovery.well_s, recovery.missing) == (None, "doctor: broker: north has no binding")
+
+
+@pytest.mark.parametrize(
+    ("code", "told", "words"),
+    [
+        (0, b"", ""),
+        (1, b'{"checks": [{"check": "broker", "said": "gone", "finding": "fault"}]}', "doctor: broker: gone"),
+        (1, b'{"checks": [{"check": "a", "said": "b", "finding": "note"}]}', "doctor: exit code 1"),
+        (-9, b"", "doctor: exit code -9"),
+        (1, b'{"chec', "doctor: exit code 1, and it said b'{\"chec'"),
+    ],
+)
+def test_what_the_doctor_said_is_told_also_where_it_was_cut_short(code, told, words):
+    assert what_is_wrong(code, told) == words
+
+
+def test_what_the_broker_tells_of_a_connection_that_has_just_been_opened_is_no_failure_of_the_judge():
+    known = {"client_properties": {"connection_name": "gateway-1 publish"}, "channels": 1}
+    found = named_at_the_broker(
+        [{"channels": 1}, {}, known], [{"consumer_tag": "north"}, {}], [{"name": "charge.dead"}], [{"source": "a"}]
+    )
+    assert {"gateway-1 publish", "consumer north", "charge.dead"} <= found

@@ -12,6 +12,8 @@ from harness.chaos_schedule import (
     BROKER,
     SERVICES,
     TARGETS,
+    Fault,
+    Phase,
     coming_and_going,
     length_s,
     schedule,
@@ -74,7 +76,7 @@ def test_a_long_load_is_broken_until_its_end():
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-@pytest.mark.parametrize("kind", [Kind.EXCHANGE, Kind.QUEUE, Kind.BINDING, Kind.RIGHTS, Kind.TWIN])
+@pytest.mark.parametrize("kind", [Kind.EXCHANGE, Kind.QUEUE, Kind.BINDING, Kind.RIGHTS, Kind.TWIN, Kind.LEDGER_MOVED])
 def test_each_of_what_may_be_broken_is_broken_before_any_is_again(kind, seed):
     targets = [one.targets for one in faults_of(schedule(seed, len(TARGETS[kind]), [kind]))]
     assert sorted(targets) == sorted((one,) for one in TARGETS[kind])
@@ -86,6 +88,24 @@ def test_all_of_one_service_are_killed_in_the_same_instant_and_sometimes_the_bro
     assert {("gateway-1", "gateway-2"), ("balancer-1", "balancer-2"), ("substations-1", "substations-2")} <= targets
     assert all(2 <= len(one) <= 4 and set(one) <= {BROKER, *SERVICES} for one in targets)
     assert {phase.ends_broker for phase in phases} == {True, False}
+
+
+def test_only_kinds_that_end_the_broker_are_given_the_time_that_it_needs_to_start():
+    ending = {kind for kind in ALL if Phase(0.0, (Fault(0.0, kind, _whom(kind)),)).ends_broker}
+    assert ending == {Kind.BROKER_KILL, Kind.BROKER_LEAVE, Kind.BROKER_WIPE, Kind.KILL_ALL}
+    assert Phase(0.0, (Fault(0.0, Kind.KILL_SEVERAL, (BROKER, "gateway-1")),)).ends_broker
+    assert Phase(0.0, (Fault(0.0, Kind.ALARM, (BROKER,)), Fault(0.0, Kind.BROKER_KILL, (BROKER,)))).ends_broker
+
+
+def _whom(kind):
+    return (BROKER,) if SPECS[kind].part is Part.BROKER else ("gateway-1",)
+
+
+def test_all_services_and_the_broker_are_killed_at_once_and_nothing_but_the_ledger_is_broken_meanwhile():
+    phases = [one for seed in SEEDS for one in schedule(seed, 100, ALL)]
+    whole = [(one, fault) for one in phases for fault in one.faults if fault.kind is Kind.KILL_ALL]
+    assert {fault.targets for _, fault in whole} == {(BROKER, *SERVICES)}
+    assert {fault.part for phase, mine in whole for fault in phase.faults if fault is not mine} == {Part.LEDGER}
 
 
 def test_what_cannot_be_had_is_left_out_with_a_reason():
