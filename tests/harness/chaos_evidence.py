@@ -4,20 +4,9 @@ import collections
 import math
 from collections.abc import Mapping
 
-from harness.chaos_checker import (
-    Evidence,
-    Finding,
-    GaveUp,
-    Holder,
-    Start,
-    Terms,
-    Told,
-    Withdrawing,
-    Withdrawn,
-    findings,
-    twins,
-)
+from harness.chaos_checker import Finding, findings, twins
 from harness.chaos_ledgers import LedgerReader, Page
+from harness.chaos_records import Evidence, GaveUp, Holder, Start, Terms, Told, Withdrawing, Withdrawn
 from harness.chaos_segments import Line, Segments
 from harness.chaos_store import Store
 from harness.chaos_ticks import Site, Tenure

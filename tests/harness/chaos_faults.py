@@ -97,7 +97,7 @@ async def use_up_descriptors(stack: ChaosStack, fault: Fault) -> Effect:
     process = stack.parts[target].process()
     try:
         before = process.rlimit(resource.RLIMIT_NOFILE)
-        limit = lowest_free_descriptor(process.pid)
+        limit = _lowest_free_descriptor(process.pid)
         process.rlimit(resource.RLIMIT_NOFILE, (limit, before[1]))
         try:
             with stack.connection_to(target):  # which it cannot accept
@@ -109,7 +109,7 @@ async def use_up_descriptors(stack: ChaosStack, fault: Fault) -> Effect:
     return Effect(f"process {process.pid} could open no descriptor {limit}")
 
 
-def lowest_free_descriptor(pid: int) -> int:
+def _lowest_free_descriptor(pid: int) -> int:
     """The number that the process would get for the next file that it opens."""
     used = {int(one.name) for one in Path(f"/proc/{pid}/fd").iterdir()}
     return next(number for number in range(len(used) + 1) if number not in used)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import psycopg
-from harness.chaos_checker import Row
+from harness.chaos_records import Row
 from harness.full_disk import MountedDisk
 from harness.postgres import Server
 

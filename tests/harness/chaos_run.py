@@ -9,13 +9,14 @@ from pathlib import Path
 
 import psutil
 from harness import chaos_clients
-from harness.chaos_checker import Finding, Terms
+from harness.chaos_checker import Finding
 from harness.chaos_clients import ClientProcess, Figures, Share
 from harness.chaos_evidence import Eater, audit, grant_s
 from harness.chaos_faults import INFLICT
 from harness.chaos_faults_broker import restore_all
 from harness.chaos_ledgers import LedgerReader
 from harness.chaos_log_rate import LogRate
+from harness.chaos_records import Terms
 from harness.chaos_recovery import Doctor, Recoveries, Recovery
 from harness.chaos_report import Report
 from harness.chaos_schedule import SERVICES, Fault, Phase, length_s

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
-from harness.chaos_checker import Busy, GaveUp, Holder, Piece, Start, Told, Withdrawing, Withdrawn
+from harness.chaos_records import Busy, GaveUp, Holder, Piece, Start, Told, Withdrawing, Withdrawn
 
 TABLES = {
     Told: "told",

@@ -6,7 +6,8 @@ A tick is judged as a whole. Pieces of a session that follow each other without 
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Protocol
 
-from harness.chaos_checker import Busy, Finding, Holder, Piece, Start
+from harness.chaos_checker import Finding
+from harness.chaos_records import Busy, Holder, Piece, Start
 
 
 class Site(NamedTuple):

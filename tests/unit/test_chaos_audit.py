@@ -7,9 +7,10 @@ from contextlib import closing
 from dataclasses import astuple
 
 import pytest
-from harness.chaos_checker import ATTEMPTS_MAX, GaveUp, Row, Terms, Told
+from harness.chaos_checker import ATTEMPTS_MAX
 from harness.chaos_evidence import Eater, Findings, audit
 from harness.chaos_ledgers import LedgerReader, Page
+from harness.chaos_records import GaveUp, Row, Terms, Told
 from harness.chaos_segments import Line, Segments, SegmentWriter
 from harness.chaos_store import Store
 from harness.chaos_ticks import Site

@@ -1,22 +1,8 @@
 """The checker finds every kind of breach that is written into a sound record, and nothing in the sound record."""
 
 import pytest
-from harness.chaos_checker import (
-    ATTEMPTS_MAX,
-    Busy,
-    Evidence,
-    Finding,
-    Holder,
-    Piece,
-    Row,
-    Start,
-    Terms,
-    Told,
-    Withdrawing,
-    Withdrawn,
-    findings,
-    twins,
-)
+from harness.chaos_checker import ATTEMPTS_MAX, Finding, findings, twins
+from harness.chaos_records import Busy, Evidence, Holder, Piece, Row, Start, Terms, Told, Withdrawing, Withdrawn
 
 from services.ledger.states import INTERRUPTIONS_MAX, Reason, Status, Transition
 

@@ -1,7 +1,7 @@
 """What one process witnessed is judged tick by tick, and pieces that follow each other become one."""
 
 import pytest
-from harness.chaos_checker import Busy, Holder, Piece, Start
+from harness.chaos_records import Busy, Holder, Piece, Start
 from harness.chaos_ticks import Site, Tenure
 
 NORTH = Holder("north", 3, "71")
