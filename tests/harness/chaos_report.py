@@ -56,6 +56,12 @@ class Report:
                 words = f"ended {how} with {one.code}, {one.at_s - self.began_at_s:.1f} s into the run"
                 self.found.add(Finding("crashed", one.name, words))
 
+    def judge_load(self, phase: Phase, over_s: float, *, is_over: bool) -> None:
+        """The last phase is under load, unless the load was asked to end before it: `over_s` is what was planned."""
+        if is_over and over_s >= phase.at_s:
+            words = f"all clients were done before the last phase, though the load was to last {over_s:.1f} s"
+            self.found.add(Finding("no load", str(phase).strip(), words))
+
     def judge_effects(self) -> None:
         """A kind of fault that never broke anything shows nothing."""
         for kind, effects in self.effects.items():

@@ -98,7 +98,7 @@ async def chaos(data: Path, options: Options, ledger: LedgerReader, say: Callabl
                 for phase in options.phases:
                     await asyncio.sleep(max(0.0, report.began_at_s + phase.at_s - monotonic_s()))
                     if phase is options.phases[-1]:
-                        _judge_load(sending, report, options)
+                        report.judge_load(phase, options.over_s, is_over=all(client.is_done for client in sending))
                     await _break(stack, phase, recoveries, report, options.patience, say)
             say(f"{monotonic_s() - report.began_at_s:7.1f} s  everything is healed")
             with report.failures_of("ledger"):
@@ -233,14 +233,6 @@ async def _count_clients(sending: Sequence[ClientProcess], report: Report, reque
 def _note_refusals(figures: Sequence[Figures], report: Report) -> None:
     for words in (words for one in figures for words in one.refused):
         report.found.add(Finding("refused", "client", words))
-
-
-def _judge_load(sending: Sequence[ClientProcess], report: Report, options: Options) -> None:
-    """The last faults are done under load, unless the load was asked to end before them."""
-    if options.over_s >= options.phases[-1].at_s and all(one.is_done for one in sending):
-        at_s = monotonic_s() - report.began_at_s
-        words = f"all clients were done before the last phase began, {at_s:.1f} s into the run"
-        report.found.add(Finding("no load", "clients", words))
 
 
 def _needs(data: Path) -> dict[str, str]:

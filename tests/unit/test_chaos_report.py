@@ -89,6 +89,15 @@ def test_a_kind_of_fault_that_never_broke_anything_is_a_finding():
     assert "cut                              2, 1 with an effect" in str(report)
 
 
+@pytest.mark.parametrize(
+    ("over_s", "is_over", "kinds"), [(60.0, False, []), (60.0, True, ["no load"]), (40.0, True, [])]
+)
+def test_the_last_faults_are_done_under_load_unless_the_load_was_asked_to_end_before(over_s, is_over, kinds):
+    report = Report(1, 0.0)
+    report.judge_load(Phase(50.0, (KILL,)), over_s, is_over=is_over)
+    assert [one.kind for one in report.findings] == kinds
+
+
 def test_a_failure_of_the_judge_is_a_finding_and_the_run_goes_on():
     report = Report(1, 0.0)
     with report.failures_of("recovery"):

@@ -16,6 +16,7 @@ from harness.chaos_schedule import (
     Phase,
     coming_and_going,
     length_s,
+    load_s,
     schedule,
 )
 
@@ -72,7 +73,8 @@ def test_a_long_load_is_broken_until_its_end():
     phases = schedule(1, 60, ALL, over_s=7_200.0)
     assert 6_500 < length_s(phases) < 7_500
     assert length_s(schedule(1, 60, ALL)) < 1_500
-    assert length_s([]) == 0
+    assert length_s([]) == load_s([]) == 0
+    assert load_s(phases) >= length_s(phases) + len(phases), "phases may end later than planned"
 
 
 @pytest.mark.parametrize("seed", SEEDS)
