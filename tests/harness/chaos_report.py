@@ -15,6 +15,9 @@ from harness.chaos_schedule import SERVICES, Phase
 
 RECOVERS_WITHIN_S = {False: 10.0, True: 15.0}
 """Until a request is completed in every zone, by whether the fault ended the broker; on an idle machine."""
+MISCONFIGURED = 2
+REFUSES_WITHIN_S = 5.0
+"""So long after it looked for its ledger a service has ended that did not find it."""
 WELL_WITHIN_S = 30.0
 """Until `/readyz`, the broker and the doctor find nothing, likewise."""
 TOGETHER = "several at a time"
@@ -30,6 +33,8 @@ class Report:
     found: Findings = field(default_factory=Findings)
     deaths: list[Death] = field(default_factory=list)
     counts: dict[str, int] = field(default_factory=dict)
+    ledger_away: list[tuple[float, float]] = field(default_factory=list)
+    """When it was moved away, and moved back [s]."""
     effects: dict[Kind, list[str]] = field(default_factory=lambda: collections.defaultdict(list))
     """What each fault of a kind was seen to do; an empty text where it did nothing."""
     recoveries: list[tuple[Phase, Recovery]] = field(default_factory=list)
@@ -49,9 +54,15 @@ class Report:
             self.found.add(Finding("judge failed", what, repr(error)))
 
     def judge_deaths(self) -> None:
-        """A service ends when it was killed, or with 0 when it was told to end; by itself it never does."""
+        """A service ends when it was killed, or with 0 when it was told to end.
+
+        By itself it ends only at its start, where its ledger has been moved away: it must not make another one.
+        """
         for one in self.deaths:
-            if one.name in SERVICES and not one.is_sound:
+            has_refused = one.code == MISCONFIGURED and any(
+                from_s <= one.at_s <= to_s + REFUSES_WITHIN_S for from_s, to_s in self.ledger_away
+            )
+            if one.name in SERVICES and not one.is_sound and not has_refused:
                 how = "after SIGTERM" if one.was_told else "after SIGKILL" if one.was_killed else "by itself"
                 words = f"ended {how} with {one.code}, {one.at_s - self.began_at_s:.1f} s into the run"
                 self.found.add(Finding("crashed", one.name, words))

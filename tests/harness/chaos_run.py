@@ -14,6 +14,7 @@ from harness.chaos_clients import ClientProcess, Figures, Share
 from harness.chaos_evidence import Eater, audit, grant_s
 from harness.chaos_faults import INFLICT
 from harness.chaos_faults_broker import restore_all
+from harness.chaos_kinds import Kind
 from harness.chaos_ledgers import LedgerReader
 from harness.chaos_log_rate import LogRate
 from harness.chaos_records import Terms
@@ -103,7 +104,8 @@ async def chaos(data: Path, options: Options, ledger: LedgerReader, say: Callabl
             say(f"{monotonic_s() - report.began_at_s:7.1f} s  everything is healed")
             with report.failures_of("ledger"):
                 await _until_ended(sending, ledger, report, options)
-            await _count_clients(sending, report, options.requests)
+            with report.failures_of("clients"):
+                await _count_clients(sending, report, options.requests)
             _note_refusals([one.figures], report)
             for name, words in (await stack.stop()).items():
                 report.found.add(Finding("bad end", name, words))
@@ -180,11 +182,14 @@ async def _break(
 
     async def inflict(fault: Fault) -> None:
         await asyncio.sleep(fault.at_s)
+        began_at_s = monotonic_s()
         try:
             effect = await INFLICT[fault.kind](stack, fault)
         except Exception as error:  # a run of hours goes on, and fails at its end
             effect = Effect("", f"the fault could not be done: {error!r}")
         report.effects[fault.kind].append(effect.seen)
+        if fault.kind is Kind.LEDGER_MOVED:
+            report.ledger_away.append((began_at_s, monotonic_s()))
         if effect.fault is not None:
             report.found.add(Finding("bad end", ", ".join(fault.targets), f"{effect.fault}: {fault}"))
 
@@ -201,8 +206,9 @@ async def _break(
     say(f"{began}; healed → completed {completed}, well {well}")
     report.judge_recovery(phase, recovery, patience)
     if recovery.missing:
-        await stack.heal()
-        await restore_all(stack)
+        with report.failures_of("healing"):
+            await stack.heal()
+            await restore_all(stack)
 
 
 async def _until_ended(

@@ -80,6 +80,16 @@ def test_a_service_ends_only_when_it_is_killed_or_with_0_when_it_is_told_to(code
     assert [one.kind for one in report.findings] == kinds
 
 
+@pytest.mark.parametrize(
+    ("at_s", "code", "kinds"),
+    [(11.9, 2, ["crashed"]), (12.0, 2, []), (15.0, 2, []), (15.0, 0, ["crashed"]), (21.0, 2, ["crashed"])],
+)
+def test_a_service_may_refuse_to_start_while_its_ledger_is_away(at_s, code, kinds):
+    report = Report(1, 0.0, deaths=[Death("balancer-2", at_s, code)], ledger_away=[(12.0, 15.5)])
+    report.judge_deaths()
+    assert [one.kind for one in report.findings] == kinds
+
+
 def test_a_kind_of_fault_that_never_broke_anything_is_a_finding():
     report = Report(1, 0.0)
     report.effects[Kind.CUT] += ["", "2 connections were reset"]
