@@ -4,7 +4,7 @@ import pytest
 from harness.chaos import ledger_for
 from harness.chaos_kinds import kinds_for
 from harness.chaos_run import Options, chaos
-from harness.chaos_schedule import coming_and_going, load_s, schedule
+from harness.chaos_schedule import coming_and_going, length_s, load_s, schedule
 from harness.stack import marked
 
 SEED = 38
@@ -33,7 +33,7 @@ async def test_failure_26_a_process_that_comes_and_goes_under_load_leaves_in_ord
     times = 4
     # So long that it has started, on a slow machine too, before it is told to leave again.
     phases = coming_and_going("substations-2", times, every_s=14)
-    options = Options(400, phases, SEED, max(60, load_s(phases)), settle_s=60, patience=PATIENCE)
+    options = Options(400, phases, SEED, max(60, length_s(phases)), settle_s=60, patience=PATIENCE)
     with ledger_for("sqlite", tmp_path, requests=400) as ledger:
         report = await chaos(tmp_path, options, ledger)
     print(report)

@@ -21,7 +21,7 @@ SINGLE_SHARE = 0.5
 AT_ONCE_MAX = 3
 SETTLES_S = 8.0
 """So long after a phase the next may begin, if the stack has recovered."""
-LATE_S = 5.0
+LATE_S = 4.0
 """So much later than planned each phase may end, on a busy machine; the load lasts as much longer."""
 
 QUEUES = {one: topology.substation_queue(one) for hosted in HOSTED.values() for one in hosted.split(",")}
