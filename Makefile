@@ -34,7 +34,7 @@ locust: $(VENV)/.dev ## Open locust's page (127.0.0.1:8089) to play rush hours a
 		$(BIN)/python -m locust -f locustfiles --class-picker --web-host 127.0.0.1 --host "$$gateway" $(ARGS)
 
 # As the commands read it, with all that EVENLOAD_GATEWAY_PORT and its file may hold.
-GATEWAY := $(BIN)/python -c 'from services import files; files.refuse_key_log("evenload"); \
+GATEWAY := $(BIN)/python -c 'from services import surroundings; surroundings.settle("evenload"); \
 	from services.cli import options, output; output.leave_with(lambda: print(options.gateway_url("")) or 0)'
 RUSH_REPORT := .evenload/rush_hour.html
 

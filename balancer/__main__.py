@@ -1,9 +1,9 @@
 """`python -m balancer`: hears signals before the imports that take long."""
 
-from services import files, signals
+from services import signals, surroundings
 
 signals.leave_at_once()
-files.refuse_key_log("balancer")
+surroundings.settle("balancer")
 
 from balancer.service import main  # noqa: E402
 

@@ -1,10 +1,7 @@
 """Asks about files that others may own: where this user may not look, a fault is told, and no trace is written."""
 
 import os
-import sys
 from pathlib import Path
-
-_KEY_LOG = "SSLKEYLOGFILE"
 
 
 def is_there(path: Path) -> bool:
@@ -32,19 +29,3 @@ def describe(error: OSError) -> str:
         there = nearest(path)
         reason = f"{reason}; {'it' if there == path else there} belongs to {owner_name(there)}"
     return f"{path} cannot be used ({reason})"
-
-
-def refuse_key_log(program: str) -> None:
-    """Exit with code 2 where the file that SSLKEYLOGFILE names cannot be written.
-
-    Python opens it whenever TLS is set up. A library that we import does so at once, so call this before the imports.
-    """
-    name = os.environ.get(_KEY_LOG)
-    if not name:
-        return
-    try:
-        Path(name).open("a").close()
-    except OSError as error:
-        said = f"{program}: {_KEY_LOG}: {name!a} cannot be written ({error.strerror})"
-        print(f"{said}: name a file that this user may write, or unset it", file=sys.stderr)  # noqa: T201
-        sys.exit(2)

@@ -4,7 +4,7 @@ import os
 import signal
 import sys
 
-from services import files, signals
+from services import signals, surroundings
 
 
 def main() -> None:
@@ -15,7 +15,7 @@ def main() -> None:
         signals.leave_at_once()
     elif is_heard:
         signal.signal(signal.SIGINT, lambda _signum, _frame: os._exit(signals.EXIT_INTERRUPTED))
-    files.refuse_key_log("evenload")
+    surroundings.settle("evenload")
     from services.cli.main import main as run
 
     if is_heard:

@@ -116,5 +116,18 @@ def test_a_key_log_that_cannot_be_written_is_told_by_its_variable(tmp_path, prog
     )
 
 
+@pytest.mark.parametrize("folder", ["nowhere", ""])
+def test_metrics_that_other_programs_share_are_not_ours(tmp_path, folder):
+    command = (
+        "import sys\nfrom services import surroundings\nsurroundings.settle('gateway')\n"
+        "from prometheus_client import CollectorRegistry, Counter\n"
+        "Counter('a', 'b', registry=CollectorRegistry()).inc()"
+    )
+    for name in ("PROMETHEUS_MULTIPROC_DIR", "prometheus_multiproc_dir"):
+        environment = {**os.environ, name: str(tmp_path / folder)}
+        subprocess.run([sys.executable, "-P", "-c", command], env=environment, timeout=60, check=True)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_key_log_that_can_be_written_is_in_nobodys_way(tmp_path):
     assert with_key_log("services.cli", tmp_path / "keys").returncode == 0
