@@ -31,7 +31,7 @@ DRAIN_DEADLINE_S = 7.0
 LEAVE_DEADLINE_S = 1.0
 """For a service that was never ready: it has nothing to drain."""
 LAST_MOMENT_S = 0.5
-"""For what a drain that was cut short still closes. Both together are less than the 8 s after which we are killed."""
+"""For what a drain that was cut short still closes. With the drain it stays below the 8 s after which we are killed."""
 ACCEPT_FAULT_S = 10.0
 """How long a service is unready after a connection could not be accepted."""
 FILES_MAX = 65_536
