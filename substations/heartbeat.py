@@ -1,7 +1,8 @@
 """The heartbeat: takes the hosted substations' leases, renews them, and takes over what the ledger thinks.
 
-One transaction per process and beat writes progress, takes grants, and reads back sessions, bays and stops. What the
-ledger knows and the process does not is adopted: this repairs lost messages, lost replies, a wiped broker and restarts.
+A beat writes progress, takes grants, and reads back sessions, bays and stops; the beats of a process's substations share
+a transaction, and each has an answer of its own. What the ledger knows and the process does not is adopted: this repairs
+lost messages, lost replies, a wiped broker and restarts.
 """
 
 import asyncio
@@ -63,6 +64,8 @@ class Host:
         self._is_deaf = is_deaf
         self._watch = SilenceWatch(lease_s)
         self._first_seen: dict[str, Lease] = {}
+        self._begun: dict[str, int] = {}
+        """The last epoch that this process has begun, by substation."""
         self._told_applied: dict[str, Orders | None] = {}
         self.all_held = asyncio.Event()
         """Set once every hosted substation was ours and its lease renewed."""
@@ -74,9 +77,9 @@ class Host:
             began_at = loop.time()
             try:
                 await self.take()
-                await self.beat()
-            except LedgerUnavailable as error:
-                log.warning("heartbeat_missed", cause=str(error))
+            except LedgerUnavailable as error:  # the leases that we hold must be renewed all the same
+                log.warning("lease_not_taken", cause=str(error))
+            await self.beat()
             await asyncio.sleep(max(0.0, began_at + self.pause_s - loop.time()))
 
     def _wanted(self) -> list[str]:
@@ -97,14 +100,18 @@ class Host:
         wanted = self._wanted()
         if not wanted:
             return
-        leases = await self._ledger.wait_for(wanted, self._holder)
+        asked = await asyncio.gather(*(self._wait_for(one) for one in wanted))
+        leases = {one: lease for found in asked for one, lease in found.items() if lease is not None}
         silent = self._watch.observe(leases.values(), monotonic_s())
         ready = []
-        for one in wanted:
+        for one in (one for found in asked for one in found):
             lease = leases.get(one)
-            if lease is not None and lease.holder == self._holder and not lease.is_released:
+            is_ours = lease is not None and lease.holder == self._holder and not lease.is_released
+            if lease is not None and is_ours and lease.epoch != self._begun.get(one):
                 self._begin(one, lease.epoch)  # the answer to an earlier try was lost
-            elif lease is None or lease.is_free or silent[one] >= silence_s(self._lease_s):
+            elif lease is None or lease.is_free or is_ours or silent[one] >= silence_s(self._lease_s):
+                # An epoch that we have lost is never begun again: the ledger may not know all that we delivered in it,
+                # and a new epoch counts the open grants as delivered.
                 ready.append(self._registrations[one])
             else:
                 self._refuse_living(lease)
@@ -112,8 +119,18 @@ class Host:
             for substation, epoch in (await self._ledger.take(ready, leases, self._holder)).items():
                 self._begin(substation, epoch)
 
+    async def _wait_for(self, substation: str) -> dict[str, Lease | None]:
+        """Its lease, None where it never had one; nothing where the ledger gives no answer."""
+        try:
+            leases = await self._ledger.wait_for([substation], self._holder)
+        except LedgerUnavailable as error:
+            log.warning("lease_not_seen", substation=substation, cause=str(error))
+            return {}
+        return {substation: leases.get(substation)}
+
     def _begin(self, substation: str, epoch: int) -> None:
         self._first_seen.pop(substation, None)
+        self._begun[substation] = epoch
         self._workers[substation].substation.begin(epoch)
         log.info("substation_taken", substation=substation, epoch=epoch)
 
@@ -130,39 +147,50 @@ class Host:
             )
 
     async def beat(self) -> None:
-        """Renew what we hold, and take over the ledger's answers; raises `LedgerUnavailable`."""
+        """Renew what we hold, and take over the ledger's answers; a substation without an answer is left as it is."""
         told = self._beats()
         if not told:
             return
         crash_point("heartbeat.sent")
+        answered = await asyncio.gather(*(self._beat_for(one) for one in told))
+        if all(answered) and not self._wanted():
+            self.all_held.set()
+
+    async def _beat_for(self, beat: Beat) -> bool:
+        """Beat for one substation; whether the ledger answered.
+
+        Each beat is a call of its own. A beat that fails or is refused says nothing about the lease, nor about others.
+        """
+        substation = self._workers[beat.substation].substation
         sent_at_s = monotonic_s()
         adopt_after_ms = 0 if self._is_deaf() else ADOPT_AFTER_MS
-        answers = {one.substation: one for one in await self._ledger.beat(list(told.values()), adopt_after_ms)}
+        try:
+            answers = await self._ledger.beat([beat], adopt_after_ms)
+        except LedgerUnavailable as error:
+            log.warning("heartbeat_missed", substation=beat.substation, cause=str(error))
+            return False
         crash_point("heartbeat.applied")
-        for substation, beat in told.items():
-            worker = self._workers[substation]
-            if worker.substation.epoch != beat.epoch:
-                continue
-            if substation in answers:
-                worker.substation.renew(sent_at_s, self._lease_s)
-                self._told_applied[substation] = beat.applied
-                _hear(worker, answers[substation], beat, sent_at_s)
-            else:
-                log.warning("lease_lost", substation=substation, sessions=len(worker.substation.sessions))
-                worker.substation.lose()
-        if not self._wanted():
-            self.all_held.set()
+        if substation.epoch != beat.epoch:
+            return True
+        if answers:
+            substation.renew(sent_at_s, self._lease_s)
+            self._told_applied[beat.substation] = beat.applied
+            _hear(self._workers[beat.substation], answers[0], beat, sent_at_s)
+        else:
+            log.warning("lease_lost", substation=beat.substation, sessions=len(substation.sessions))
+            substation.lose()
+        return True
 
     async def release(self) -> None:
         """Settle all sessions and let the leases go, so that a successor need not wait; raises `LedgerUnavailable`."""
-        released = await self._ledger.release(list(self._beats().values()))
+        released = await self._ledger.release(self._beats())
         for substation in released:
             self._workers[substation].substation.lose()
         log.info("leases_released", substations=sorted(released))
 
-    def _beats(self) -> dict[str, Beat]:
+    def _beats(self) -> list[Beat]:
         held = [worker.substation for worker in self._workers.values() if worker.substation.is_held]
-        return {one.id: one.beat(self._holder) for one in held}
+        return [one.beat(self._holder) for one in held]
 
 
 def _hear(worker: Worker, answer: Heartbeat, told: Beat, sent_at_s: float) -> None:

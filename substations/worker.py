@@ -149,18 +149,28 @@ class Worker:
             await asyncio.wait(set(self._tasks))
 
     async def _end(self, endings: Sequence[Ending]) -> None:
+        failures = [one for one in await asyncio.gather(*map(self._end_one, endings)) if one is not None]
+        if failures:
+            cause = str(failures[0])
+            log.warning("ends_left_unwritten", substation=self.substation.id, requests=len(failures), cause=cause)
+        if len(failures) < len(endings):
+            await self.serve_bays()
+
+    async def _end_one(self, ending: Ending) -> LedgerUnavailable | None:
+        """Write one end; why it is not known to be written, or None.
+
+        Each end is a call of its own. A session whose end failed or was refused charges still in the ledger: it keeps its
+        connector, and the next tick tries again.
+        """
         try:
-            numbers = await self._ledger.end(endings)
+            numbers = await self._ledger.end([ending])
         except LedgerUnavailable as error:
-            # The sessions keep their connectors, and the next tick tries again.
-            log.warning("ends_left_unwritten", substation=self.substation.id, requests=len(endings), cause=str(error))
-            return
+            return error
         finally:
-            self._being_written.difference_update(one.request_id for one in endings)
+            self._being_written.discard(ending.request_id)
         crash_point("substation.ended")
-        for one in endings:
-            is_ours = one.request_id in numbers
-            self.substation.finish(one, monotonic_s(), counts=is_ours)
-            if not is_ours:
-                log.warning("end_not_ours", substation=self.substation.id, request_id=one.request_id)
-        await self.serve_bays()
+        is_ours = ending.request_id in numbers
+        self.substation.finish(ending, monotonic_s(), counts=is_ours)
+        if not is_ours:
+            log.warning("end_not_ours", substation=self.substation.id, request_id=ending.request_id)
+        return None
