@@ -23,8 +23,6 @@ PUBLISHES_AT_ONCE = 8
 PUBLISHES_MAX = 64
 """Publishes under way or waiting; beyond, the rows are left to the balancers, who look for them."""
 ACCEPT_DEADLINE_S = 10.0
-DROPPED = "no row"
-"""Told in place of the database's code, where it reports no error."""
 DRAIN_DEADLINE_S = 4.0
 
 
@@ -104,7 +102,7 @@ class IntakeQueue:
         by_id = {one.asked: one for one in accepted}
         for one in batch:
             if not one.answer.done():
-                self._answer(one, by_id.get(one.new.request_id))
+                self._answer(one, by_id[one.new.request_id])
         await asyncio.sleep(0)  # the answers leave first
         crash_point("gateway.replied")
         hints = [Hint(one.asked, 0) for one in accepted if isinstance(one, Accepted) and one.request_id == one.asked]
@@ -118,7 +116,7 @@ class IntakeQueue:
         finally:
             self._publishing -= 1
 
-    def _answer(self, one: _Pending, answer: Accepted | Refused | Unconfirmed | None) -> None:
+    def _answer(self, one: _Pending, answer: Accepted | Refused | Unconfirmed) -> None:
         match answer:
             case Accepted():
                 one.answer.set_result(answer)
@@ -126,12 +124,6 @@ class IntakeQueue:
                 one.answer.set_exception(LedgerRefused("a rule of the database forbids this request", answer.code))
             case Unconfirmed():
                 one.answer.set_exception(LedgerUnavailable(f"it is not known to be written: {answer.cause}"))
-            case None if one.new.idempotency_key is None:  # a trigger of the operator's dropped it without a word
-                one.answer.set_exception(LedgerRefused("a trigger of the database dropped this request", DROPPED))
-            case None:  # or its key belonged to a request that was forgotten in this very moment
-                one.answer.set_exception(
-                    LedgerUnavailable("its idempotency key was just forgotten, or a trigger dropped it: send it again")
-                )
 
     async def _publish(self, hints: list[Hint]) -> None:
         try:

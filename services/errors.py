@@ -38,10 +38,15 @@ class LedgerUnavailable(EvenloadError):
     """The ledger could not be reached, was locked, or failed; ask again, compare-and-set makes that safe."""
 
 
+DROPPED = "no row"
+"""The code of a refusal for which the database reports no error: a trigger has dropped the row."""
+
+
 class LedgerRefused(LedgerUnavailable):
     """A rule of the database forbids this very row: nothing of it is written, and asking again is pointless.
 
-    `code` is the database's own: PostgreSQL's SQLSTATE, or SQLite's name of the error. The text holds no row.
+    `code` is the database's own: PostgreSQL's SQLSTATE, or SQLite's name of the error; or `DROPPED`. The text holds no
+    row.
     """
 
     def __init__(self, text: str, code: str) -> None:

@@ -1,8 +1,8 @@
 """The heartbeat: takes the hosted substations' leases, renews them, and takes over what the ledger thinks.
 
-A beat writes progress, takes grants, and reads back sessions, bays and stops; the beats of a process's substations share
-a transaction, and each has an answer of its own. What the ledger knows and the process does not is adopted: this repairs
-lost messages, lost replies, a wiped broker and restarts.
+A beat writes progress, takes grants, and reads back sessions, bays and stops. The beats of a process's substations
+share a transaction, but each has an answer of its own. What the ledger knows and the process does not is adopted: this
+repairs lost messages, lost replies, a wiped broker and restarts.
 """
 
 import asyncio

@@ -159,8 +159,8 @@ class Worker:
     async def _end_one(self, ending: Ending) -> LedgerUnavailable | None:
         """Write one end; why it is not known to be written, or None.
 
-        Each end is a call of its own. A session whose end failed or was refused charges still in the ledger: it keeps its
-        connector, and the next tick tries again.
+        Each end is a call of its own. A session whose end failed or was refused charges still in the ledger: it keeps
+        its connector, and the next tick tries again.
         """
         try:
             numbers = await self._ledger.end([ending])

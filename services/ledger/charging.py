@@ -4,7 +4,7 @@ from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
 from dataclasses import astuple
 from typing import Protocol
 
-from services.errors import LedgerRefused
+from services.errors import DROPPED, LedgerRefused
 from services.ledger import statements
 from services.ledger.committer import Operation, Row, Transaction
 from services.ledger.connection import LedgerConnection
@@ -40,7 +40,8 @@ class Charging(Protocol):
     async def end(self, endings: Sequence[Ending]) -> dict[str, int]:
         """Charging in our epoch → its end; the end number of each that is ended now, by id.
 
-        One that an earlier call has ended, whose answer was lost, is among them.
+        One that an earlier call has ended, whose answer was lost, is among them. One that is missing charges there no
+        more, if it was asked for alone; asked for with others, the database may have refused it.
         """
 
 
@@ -67,7 +68,11 @@ def end(transaction: Transaction, rows: list[Row]) -> list[Row]:
     lock_substations(transaction, (row["values"][2] for row in rows))
     ended = transaction.execute(statements.END, [row["values"] for row in rows])
     _count(transaction, statements.COUNT_ENDS, ended, "end_number")
-    return transaction.execute(statements.ENDED, [row["values"][:4] for row in rows])
+    asked = [row["values"][:4] for row in rows]
+    known = transaction.execute(statements.ENDED, asked)
+    if len(known) < len(rows) and transaction.execute(statements.NOT_ENDED, asked):
+        raise LedgerRefused("a trigger of the database dropped an end", DROPPED)
+    return known
 
 
 def _count(transaction: Transaction, statement: str, changed: list[Row], number: str) -> None:

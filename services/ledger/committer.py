@@ -10,8 +10,9 @@ from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
-from services.errors import LedgerUnavailable
+from services.errors import LedgerRefused, LedgerUnavailable
 from services.ledger.halving import Halving, Part, Submitted
+from services.ledger.sparing import Sparing
 
 Answer = TypeVar("Answer")
 Row = dict[str, Any]
@@ -23,6 +24,9 @@ class Transaction(Protocol):
 
     def execute(self, statement: str, rows: Sequence[Sequence[Any]] = (), **parameters: Any) -> list[Row]:
         """Run one statement, `rows` as its one JSON parameter, and return what it returns."""
+
+    def refusal(self, statement: str, rows: Sequence[Sequence[Any]] = (), **parameters: Any) -> LedgerRefused | None:
+        """Why the database refuses this statement, None where it does not. Whatever the statement does is undone."""
 
 
 class Driver(Protocol):
@@ -63,6 +67,8 @@ class Operation:
     """
     may_split: bool = True
     """Whether its rows may be written in several transactions, where the database refuses one of them."""
+    spares: bool = False
+    """Whether it changes requests beside its rows. Where the database refuses one of them, it changes the others."""
 
 
 class Committer:
@@ -186,6 +192,9 @@ class Committer:
     def _apply(self, parts: list[Part], transaction: Transaction) -> None:
         """Write what is still wanted now that the transaction has begun: it may have waited for its lock."""
         by_kind: dict[str, list[Part]] = {}
+        if parts[0].is_sparing:  # it stands alone
+            transaction = sparing = Sparing(transaction)
+            parts[0].spared = sparing.refused
         with self._wake:
             for part in parts:
                 part.of.taken = not part.of.abandoned

@@ -1,7 +1,8 @@
 """What SQLite and PostgreSQL say differently: the holes in the statements, and how each database fills them.
 
 `{now}` is the database's clock [ms since the epoch]; `{rows: a, b}` the rows of one JSON parameter (an array of arrays)
-as a table with the named columns; `{for update}` locks what is found.
+as a table with the named columns, `{left out: id}` those of another; `{for update}` locks what is found. `{spared}` is
+nothing, unless requests are left out (`sparing`).
 """
 
 import functools
@@ -9,7 +10,8 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
-ROWS = re.compile(r"\{rows:([^}]*)\}")
+ROWS = re.compile(r"\{(rows|left out):([^}]*)\}")
+SPARED = "{spared}"
 _PARAMETER = re.compile(r"(?<!:):([a-z_]+)")
 
 INTEGER_COLUMNS = frozenset(
@@ -50,7 +52,8 @@ class Dialect:
     """How one database says what the two do not share."""
 
     now_ms: str
-    rows: Callable[[tuple[str, ...]], str]
+    rows: Callable[[str, tuple[str, ...]], str]
+    """The rows of the JSON parameter of that name, with these columns."""
     for_update: str
     parameter: str
     """How the parameter `\\1` is written."""
@@ -61,7 +64,13 @@ def render(statement: str, dialect: Dialect) -> str:
     """`statement` with the dialect's own expressions in its holes."""
 
     def fill(match: re.Match[str]) -> str:
-        return dialect.rows(tuple(column.strip() for column in match.group(1).split(",")))
+        parameter, columns = match.groups()
+        names = tuple(column.strip() for column in columns.split(","))
+        return dialect.rows(parameter.replace(" ", "_"), names)
 
-    filled = ROWS.sub(fill, statement).replace("{now}", dialect.now_ms).replace("{for update}", dialect.for_update)
+    filled = (
+        ROWS.sub(fill, statement.replace(SPARED, ""))
+        .replace("{now}", dialect.now_ms)
+        .replace("{for update}", dialect.for_update)
+    )
     return _PARAMETER.sub(dialect.parameter, filled)

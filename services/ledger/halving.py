@@ -72,11 +72,20 @@ class Part:
     of: Submitted
     rows: list[Row]
     answered: list[Row] = field(default_factory=list)
+    is_sparing: bool = False
+    """It leaves out the requests that the database refuses to change."""
+    spared: dict[str, LedgerRefused] = field(default_factory=dict)
+    """The requests that were left out in the last try, and why."""
 
     @property
     def can_be_halved(self) -> bool:
         """Whether a refusal may be looked for inside."""
         return len(self.rows) > 1 and self.of.operation.may_split
+
+    @property
+    def may_spare(self) -> bool:
+        """Whether it may be tried once more, without the requests that the database refuses to change."""
+        return self.of.operation.spares and not self.is_sparing
 
     def fail(self, error: LedgerUnavailable) -> None:
         """Tell each row's caller of `error`."""
@@ -102,7 +111,8 @@ class Halving:
     def commit(self, driver: Driver, group: Sequence[Submitted]) -> None:
         """Commit `group`; where one row is refused, commit the others.
 
-        Rows that were refused lately get a transaction of their own. What a lost connection leaves is not tried.
+        Rows that were refused lately get a transaction of their own. A row that is refused because of a request that it
+        changes is tried once more without that request. What a lost connection leaves is not tried.
         """
         waiting = deque(self._apart(group))
         give_up_at: float | None = None
@@ -120,18 +130,28 @@ class Halving:
                     return
                 now = time.monotonic()
                 give_up_at = give_up_at or now + HALVE_FOR_S
-                if len(parts) == 1 and not parts[0].can_be_halved:
-                    self._blame(parts[0], error)
-                elif now > give_up_at:
-                    for part in parts:
-                        part.fail(LedgerUnavailable(f"another row was refused: {_code(error)}"))
-                else:
-                    waiting.extendleft(reversed(_halves(parts)))
+                waiting.extendleft(reversed(self._smaller(parts, error, is_late=now > give_up_at)))
             else:
                 self.fault = None
                 self._observe_commit_s(time.perf_counter() - started)
                 for part in parts:
                     part.of.answered += part.answered
+                    for request_id, refusal in part.spared.items():
+                        self._tell(part.of.operation, request_id, refusal)
+
+    def _smaller(self, parts: list[Part], error: Exception, *, is_late: bool) -> list[list[Part]]:
+        """What to try next after `parts` were refused; nothing where their callers were told instead."""
+        if len(parts) > 1 or parts[0].can_be_halved:
+            if not is_late:
+                return _halves(parts)
+            for part in parts:
+                part.fail(LedgerUnavailable(f"another row was refused: {_code(error)}"))
+        elif isinstance(error, LedgerRefused) and parts[0].may_spare:
+            self._keep_apart(parts[0])
+            return [[Part(parts[0].of, parts[0].rows, is_sparing=True)]]
+        else:
+            self._blame(parts[0], error)
+        return []
 
     def fail(self, parts: Sequence[Part], error: LedgerUnavailable) -> None:
         """Tell everybody in `parts` that writing failed."""
@@ -163,21 +183,25 @@ class Halving:
         operation = part.of.operation
         if isinstance(error, LedgerRefused):
             part.fail(error)
-            self._remember(operation, part.rows, error)
+            self._keep_apart(part)
+            if len(part.rows) == 1:  # else it is not known which of them it is
+                self._tell(operation, part.rows[0][operation.key], error)
         else:
             log.error("ledger_write_failed", operation=operation.name, exc_info=error)
             self.fail([part], LedgerUnavailable(f"writing failed: {_code(error)}"))
 
-    def _remember(self, operation: Operation, rows: list[Row], error: LedgerRefused) -> None:
-        """Keep refused rows apart from now on, and tell of them: what loops would tell it several times a second."""
-        now = time.monotonic()
-        for row in rows:
+    def _keep_apart(self, part: Part) -> None:
+        """Keep refused rows apart from now on."""
+        now, operation = time.monotonic(), part.of.operation
+        for row in part.rows:
             self._refused_at.pop((operation.name, row[operation.key]), None)
             self._refused_at[operation.name, row[operation.key]] = now
         while len(self._refused_at) > SUSPECTS_MAX:
             del self._refused_at[next(iter(self._refused_at))]
-        if len(rows) > 1:
-            return  # it is not known which of them it is
+
+    def _tell(self, operation: Operation, key: Hashable, error: LedgerRefused) -> None:
+        """Tell of a refused row, but not each time: what loops would tell it several times a second."""
+        now = time.monotonic()
         kind = operation.name, error.code
         told_at, since = self._told.get(kind, (now - TOLD_AGAIN_S, 0))
         times = since = since + 1
@@ -186,7 +210,7 @@ class Halving:
             log.error(
                 "row_refused",
                 operation=operation.name,
-                id=str(rows[0][operation.key]),
+                id=str(key),
                 code=error.code,
                 cause=str(error),
                 times=times,
@@ -194,12 +218,12 @@ class Halving:
         self._told[kind] = told_at, since
 
 
-def _halves(parts: list[Part]) -> tuple[list[Part], list[Part]]:
+def _halves(parts: list[Part]) -> list[list[Part]]:
     if len(parts) > 1:
-        return parts[: len(parts) // 2], parts[len(parts) // 2 :]
+        return [parts[: len(parts) // 2], parts[len(parts) // 2 :]]
     [one] = parts
     middle = len(one.rows) // 2
-    return [Part(one.of, one.rows[:middle])], [Part(one.of, one.rows[middle:])]
+    return [[Part(one.of, one.rows[:middle])], [Part(one.of, one.rows[middle:])]]
 
 
 def _code(error: Exception) -> str:

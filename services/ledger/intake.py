@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, Protocol
 
+from services.errors import DROPPED
 from services.ledger import statements
 from services.ledger.committer import Operation, Row, Transaction
 from services.ledger.connection import LedgerConnection
@@ -29,8 +30,8 @@ class Intake(Protocol):
     async def accept(self, requests: Sequence[NewRequest]) -> list[Accepted | Refused | Unconfirmed]:
         """Write new requests, unless their idempotency key is taken; the accepted are durable when this returns.
 
-        Of one that the database neither kept nor refused aloud there is no answer. Raises `LedgerRefused` where it
-        refuses all of them.
+        Each has an answer; one that a trigger drops without an error is refused, too. Raises `LedgerRefused` where the
+        database refuses all of them with an error.
         """
 
     async def withdraw(self, request_id: str) -> Status | None:
@@ -55,8 +56,21 @@ class Intake(Protocol):
 
 
 def _accept(transaction: Transaction, rows: list[Row]) -> list[Row]:
+    found = _insert(transaction, rows)
+    if len(found) < len(rows):
+        # A key may have belonged to a request that was forgotten between the two statements.
+        found += _insert(transaction, _missing(rows, found))
+    return found + [{"asked": row["asked"], "refused": DROPPED} for row in _missing(rows, found)]
+
+
+def _insert(transaction: Transaction, rows: list[Row]) -> list[Row]:
     transaction.execute(statements.ACCEPT, [[row[column] for column in statements.ACCEPT_COLUMNS] for row in rows])
     return transaction.execute(statements.ACCEPTED, [[row["asked"], row["idempotency_key"]] for row in rows])
+
+
+def _missing(rows: list[Row], found: list[Row]) -> list[Row]:
+    asked = {row["asked"] for row in found}
+    return [row for row in rows if row["asked"] not in asked]
 
 
 def _withdraw(transaction: Transaction, rows: list[Row]) -> list[Row]:

@@ -1,7 +1,7 @@
 """The statements of leases: taking, renewing, releasing and losing a substation, and what then becomes of its rows.
 
 Each first changes the substation's row, which is what claims and rivals are ordered by; only where that changed a row
-are requests moved. See `statements` for the holes.
+are requests moved. See `dialect` for the holes.
 """
 
 from services.ledger.states import INTERRUPTIONS_MAX
@@ -70,7 +70,7 @@ RETURNING substation.id
 SETTLE = """
 UPDATE request SET energy_granted_j = request.energy_delivered_j
 FROM {rows: substation, epoch} AS r
-WHERE request.status = 'charging' AND request.substation = r.substation AND request.epoch = r.epoch
+WHERE request.status = 'charging' AND request.substation = r.substation AND request.epoch = r.epoch {spared}
 RETURNING request.id
 """
 
@@ -83,7 +83,8 @@ _WAIT_ANEW = """CASE WHEN request.departs_at_ms < {now} + request.wait_max_ms TH
 def _interrupted(goes_on: str, why: str) -> str:
     """Charging rows of earlier epochs than `r.epoch`: what each becomes; `goes_on` where nothing ends it.
 
-    An open grant may have been delivered, so it is forfeited, unless the holder settled and left in order.
+    An open grant may have been delivered, so it counts as delivered. A holder that left in order has settled, so that
+    none is open, unless the database refused that; after any other each session has one interruption more (`forfeit`).
     """
     return f"""
 SELECT m.id, m.attempt, m.old_epoch, m.epoch, m.delivered, m.forfeit, m.claim_number,
@@ -99,7 +100,7 @@ SELECT m.id, m.attempt, m.old_epoch, m.epoch, m.delivered, m.forfeit, m.claim_nu
 FROM (
     SELECT q.id, q.attempt, q.epoch AS old_epoch, q.energy_requested_j, q.stop_asked, q.departs_at_ms, q.interruptions,
            c.epoch, c.forfeit, s.connectors,
-           CASE WHEN c.forfeit = 1 AND q.energy_granted_j > q.energy_delivered_j THEN q.energy_granted_j
+           CASE WHEN q.energy_granted_j > q.energy_delivered_j THEN q.energy_granted_j
                 ELSE q.energy_delivered_j END AS delivered,
            row_number() OVER (PARTITION BY q.substation ORDER BY q.claimed_at_ms, q.arrival) AS place,
            row_number() OVER (PARTITION BY q.substation ORDER BY q.claimed_at_ms, q.arrival)
@@ -133,7 +134,7 @@ FROM ({
     )
 }) AS r
 WHERE request.id = r.id AND request.status || '' = 'charging' AND request.attempt = r.attempt
-  AND request.epoch = r.old_epoch
+  AND request.epoch = r.old_epoch {{spared}}
 RETURNING request.id, request.status, request.reason
 """
 SEND_ELSEWHERE = f"""
@@ -144,7 +145,7 @@ SET status = r.status, reason = r.reason, interruptions = request.interruptions 
     wait_until_ms = CASE WHEN r.status = 'accepted' THEN {_WAIT_ANEW} ELSE request.wait_until_ms END
 FROM ({_interrupted("'accepted'", "'substation_lost'")}) AS r
 WHERE request.id = r.id AND request.status || '' = 'charging' AND request.attempt = r.attempt
-  AND request.epoch = r.old_epoch
+  AND request.epoch = r.old_epoch {{spared}}
 RETURNING request.id, request.status, request.reason
 """
 SEND_BACK = f"""
@@ -152,8 +153,13 @@ UPDATE request
 SET status = 'accepted', reason = 'substation_lost', substation = NULL, changed_at_ms = {{now}},
     wait_until_ms = {_WAIT_ANEW}
 FROM {{rows: substation}} AS r
-WHERE request.status = 'assigned' AND request.substation = r.substation
+WHERE request.status = 'assigned' AND request.substation = r.substation {{spared}}
 RETURNING request.id, request.status, request.reason
+"""
+OPEN_AT = """
+SELECT q.id FROM {rows: substation} AS r JOIN request AS q ON q.status = 'charging' AND q.substation = r.substation
+UNION ALL
+SELECT q.id FROM {rows: substation} AS r JOIN request AS q ON q.status = 'assigned' AND q.substation = r.substation
 """
 ORPHANED = """
 SELECT DISTINCT s.id AS substation, s.epoch
@@ -184,7 +190,7 @@ SET energy_delivered_j = CASE WHEN request.energy_delivered_j < r.delivered THEN
 FROM {rows: id, attempt, substation, epoch, delivered, wanted} AS r
 WHERE request.id = r.id AND request.status || '' = 'charging' AND request.attempt = r.attempt
   AND request.substation = r.substation AND request.epoch = r.epoch
-  AND (request.energy_delivered_j < r.delivered OR request.energy_granted_j < r.wanted)
+  AND (request.energy_delivered_j < r.delivered OR request.energy_granted_j < r.wanted) {spared}
 RETURNING request.id
 """
 GRANT = """
@@ -195,21 +201,21 @@ SET energy_granted_j =
          ELSE request.energy_delivered_j + request.power_max_w * r.grant_s END
 FROM {rows: substation, epoch, grant_s} AS r
 WHERE request.status = 'charging' AND request.substation = r.substation AND request.epoch = r.epoch
-  AND request.energy_granted_j <= request.energy_delivered_j
+  AND request.energy_granted_j <= request.energy_delivered_j {spared}
 RETURNING request.id
 """
 STAND_IN_BAYS = """
 UPDATE request SET bay_epoch = r.epoch
 FROM {rows: id, attempt, substation, epoch} AS r
 WHERE request.id = r.id AND request.status || '' = 'assigned' AND request.attempt = r.attempt
-  AND request.substation = r.substation AND (request.bay_epoch IS NULL OR request.bay_epoch <> r.epoch)
+  AND request.substation = r.substation AND (request.bay_epoch IS NULL OR request.bay_epoch <> r.epoch) {spared}
 RETURNING request.id
 """
 LEAVE_BAYS = """
 UPDATE request SET bay_epoch = NULL
 FROM {rows: substation} AS r
 WHERE request.status = 'assigned' AND request.substation = r.substation AND request.bay_epoch IS NOT NULL
-  AND request.id NOT IN (SELECT standing_id FROM {rows: substation, standing_id} AS b)
+  AND request.id NOT IN (SELECT standing_id FROM {rows: substation, standing_id} AS b) {spared}
 RETURNING request.id
 """
 ASSIGNED_HERE = """

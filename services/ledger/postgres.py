@@ -31,12 +31,12 @@ _STATEMENT_FAILED = (*_ABOUT_VALUES, "21", "40", "42", "53", "55", "57014")
 """Beginnings of SQLSTATE after which the connection is as good as before. After any other error it is given up."""
 
 
-def _rows(columns: tuple[str, ...]) -> str:
+def _rows(parameter: str, columns: tuple[str, ...]) -> str:
     values = (
         f"CAST(value->>{number} AS bigint) AS {name}" if name in INTEGER_COLUMNS else f"value->>{number} AS {name}"
         for number, name in enumerate(columns)
     )
-    return f"(SELECT {', '.join(values)} FROM json_array_elements(CAST(:rows AS json)))"  # noqa: S608 (column names are the statements' own)
+    return f"(SELECT {', '.join(values)} FROM json_array_elements(CAST(:{parameter} AS json)))"  # noqa: S608 (column names are the statements' own)
 
 
 DIALECT = Dialect(
@@ -64,6 +64,18 @@ class PostgresTransaction:
             )
         cursor = self._connection.execute(render(statement, DIALECT), given)
         return cursor.fetchall() if cursor.description else []
+
+    def refusal(self, statement: str, rows: Sequence[Sequence[Any]] = (), **parameters: Any) -> LedgerRefused | None:
+        """See `Transaction.refusal`."""
+        try:
+            with self._connection.transaction(force_rollback=True):
+                self.execute(statement, rows, **parameters)
+                self._connection.execute("SET CONSTRAINTS ALL IMMEDIATE")
+        except psycopg.Error as error:
+            if not _is_about_values(error):
+                raise
+            return _refused(error)
+        return None
 
 
 class _Session:
@@ -104,11 +116,9 @@ class _Session:
                         f"PostgreSQL: connection lost during the commit, whose outcome is unknown: {told(error)}"
                     ) from error
                 if _is_about_values(error):
-                    # A trace of what caused it would hold the values, and so may the server's words.
-                    code = error.sqlstate or type(error).__name__
-                    constraint = error.diag.constraint_name
-                    said = f"PostgreSQL: {code}, constraint {constraint}" if constraint else f"PostgreSQL: {code}"
-                    raise (LedgerRefused(said, code) if self._writes else LedgerUnavailable(said)) from None
+                    refused = _refused(error)
+                    # A trace of what caused it would hold the values.
+                    raise (refused if self._writes else LedgerUnavailable(str(refused))) from None
                 may_go_again = isinstance(error, _UNDONE) or is_lost
                 is_late = time.monotonic() > min(started_at, self._lost_at or started_at) + RETRY_FOR_S
                 if not may_go_again or (is_late and not may_replace):
@@ -204,6 +214,13 @@ def _is_about_values(error: psycopg.Error) -> bool:
     if error.sqlstate is None:
         return isinstance(error, psycopg.DataError)
     return error.sqlstate.startswith(_ABOUT_VALUES)
+
+
+def _refused(error: psycopg.Error) -> LedgerRefused:
+    """A refusal in our words: the server's may hold values."""
+    code = error.sqlstate or type(error).__name__
+    constraint = error.diag.constraint_name
+    return LedgerRefused(f"PostgreSQL: {code}, constraint {constraint}" if constraint else f"PostgreSQL: {code}", code)
 
 
 def _storable(value: object) -> object:

@@ -28,8 +28,8 @@ NOW_MS = "CAST(ROUND((julianday('now') - 2440587.5) * 86400000) AS INTEGER)"
 
 DIALECT = Dialect(
     now_ms=NOW_MS,
-    rows=lambda columns: (
-        f"(SELECT {', '.join(f'value->>{n} AS {name}' for n, name in enumerate(columns))} FROM json_each(:rows))"  # noqa: S608 (column names are the statements' own)
+    rows=lambda parameter, columns: (
+        f"(SELECT {', '.join(f'value->>{n} AS {name}' for n, name in enumerate(columns))} FROM json_each(:{parameter}))"  # noqa: S608 (column names are the statements' own)
     ),
     for_update="",  # who writes holds the only lock
     parameter=r":\1",
@@ -43,6 +43,9 @@ WRITER_PRAGMAS = (
     "PRAGMA temp_store = MEMORY",
 )
 _READER_PRAGMAS = ("PRAGMA query_only = ON", "PRAGMA busy_timeout = 5000", "PRAGMA temp_store = MEMORY")
+
+
+_ABOUT_VALUES = (sqlite3.IntegrityError, sqlite3.DataError)
 
 
 class SqliteTransaction:
@@ -59,6 +62,20 @@ class SqliteTransaction:
         cursor = self._connection.execute(render(statement, self._dialect), parameters)
         names = [column[0] for column in cursor.description or ()]
         return [dict(zip(names, values, strict=True)) for values in cursor.fetchall()]
+
+    def refusal(self, statement: str, rows: Sequence[Sequence[Any]] = (), **parameters: Any) -> LedgerRefused | None:
+        """See `Transaction.refusal`."""
+        refused: LedgerRefused | None = None
+        self._connection.execute("SAVEPOINT trial")
+        try:
+            self.execute(statement, rows, **parameters)
+        except _ABOUT_VALUES as error:
+            if not self._connection.in_transaction:
+                raise  # a trigger has undone the whole transaction
+            refused = _refused(error)
+        self._connection.execute("ROLLBACK TO trial")
+        self._connection.execute("RELEASE trial")
+        return refused
 
 
 class SqliteDriver:
@@ -87,7 +104,7 @@ class SqliteDriver:
 
         A file that was moved away or replaced could still be written, but nobody who comes later would find it.
         """
-        with _faults_told(), lock_held(self._lock):
+        with _faults_told(), _refusals_told(), lock_held(self._lock):
             mark = self._seen.mark
             self._require_own_files()
             # IMMEDIATE: a deferred transaction that reads first fails at once when another writer was faster.
@@ -236,12 +253,25 @@ def lock_held(lock: int, kind: int = fcntl.LOCK_EX) -> Iterator[None]:
         fcntl.flock(lock, fcntl.LOCK_UN)
 
 
+def _refused(error: sqlite3.Error) -> LedgerRefused:
+    """A refusal in our words: SQLite's own, and a trigger's, may hold values."""
+    return LedgerRefused(f"SQLite: {error.sqlite_errorname}", error.sqlite_errorname)
+
+
+@contextlib.contextmanager
+def _refusals_told() -> Iterator[None]:
+    try:
+        yield
+    except _ABOUT_VALUES as error:
+        raise _refused(error) from None
+
+
 @contextlib.contextmanager
 def _faults_told() -> Iterator[None]:
     try:
         yield
-    except (sqlite3.IntegrityError, sqlite3.DataError) as error:
-        raise LedgerRefused(f"SQLite: {error}", error.sqlite_errorname) from error
+    except _ABOUT_VALUES as error:
+        raise LedgerUnavailable(f"SQLite: {error.sqlite_errorname}") from None
     except sqlite3.Error as error:
         raise LedgerUnavailable(f"SQLite: {error}") from error
     except OSError as error:

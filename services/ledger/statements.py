@@ -230,6 +230,19 @@ WHERE id IN (SELECT id FROM request
              LIMIT :most)
 RETURNING id
 """
+# In the order of arrival: the oldest come first, and a page may go on where the one before it ended.
+FORGETTABLE = """
+SELECT arrival, id FROM request
+WHERE status || '' IN ('completed', 'stopped', 'cancelled', 'expired', 'failed')
+  AND changed_at_ms <= {now} - :older_than_ms AND arrival > :after
+ORDER BY arrival LIMIT :most
+"""
+FORGET_NAMED = """
+DELETE FROM request
+WHERE id IN (SELECT id FROM {rows: id} AS r)
+  AND status || '' IN ('completed', 'stopped', 'cancelled', 'expired', 'failed')
+RETURNING id
+"""
 FORGET_HISTORY = "DELETE FROM transition WHERE request_id IN (SELECT id FROM {rows: id} AS r)"
 UNSEEN = """
 SELECT q.id, q.attempt, q.substation, q.power_max_w, 1 AS sign
@@ -349,6 +362,14 @@ ENDED = """
 SELECT q.id, q.end_number
 FROM {rows: id, attempt, substation, epoch} AS r JOIN request AS q ON q.id = r.id
 WHERE COALESCE(q.end_number, 0) > 0 AND q.attempt = r.attempt AND q.substation = r.substation AND q.epoch = r.epoch
+"""
+NOT_ENDED = """
+SELECT q.id
+FROM {rows: id, attempt, substation, epoch} AS r
+JOIN request AS q ON q.id = r.id
+JOIN substation AS s ON s.id = r.substation
+WHERE q.status || '' = 'charging' AND q.attempt = r.attempt AND q.substation = r.substation AND q.epoch = r.epoch
+  AND s.epoch = r.epoch
 """
 COUNT_ENDS = """
 UPDATE substation SET ends_total = r.total FROM {rows: id, total} AS r

@@ -17,6 +17,10 @@ from services.ledger.tenancy import all_leases, lease_values
 from services.messages import Hint
 
 AUDIT_NEWEST_TRANSITIONS = 5_000
+FORGET_PAGE = 50
+"""Requests that are deleted at once where the database refuses some: others' writes wait while these are looked for."""
+FORGET_PAGES_MAX = 20
+"""Of one call."""
 
 
 class Sweeping(Protocol):
@@ -102,12 +106,19 @@ def _forget(transaction: Transaction, rows: list[Row]) -> list[Row]:
     return [{"sweep": rows[0]["sweep"], "requests": len(forgotten)}]
 
 
-LOSE = Operation("lose", "substation", lose)
-LOSE_ORPHANS = Operation("lose_orphans", "sweep", _lose_orphans)
+def _forget_named(transaction: Transaction, rows: list[Row]) -> list[Row]:
+    forgotten = transaction.execute(statements.FORGET_NAMED, [[row["id"]] for row in rows])
+    transaction.execute(statements.FORGET_HISTORY, [[row["id"]] for row in forgotten])
+    return forgotten
+
+
+LOSE = Operation("lose", "substation", lose, spares=True)
+LOSE_ORPHANS = Operation("lose_orphans", "sweep", _lose_orphans, spares=True)
 TAKE_BACK = Operation("take_back", "id", take_back)
 EXPIRE = Operation("expire", "sweep", _expire)
 EXPIRE_NAMED = Operation("expire_named", "id", _expire_named)
 FORGET = Operation("forget", "sweep", _forget)
+FORGET_NAMED = Operation("forget_named", "id", _forget_named)
 
 
 class LedgerSweeping:
@@ -115,6 +126,8 @@ class LedgerSweeping:
 
     def __init__(self, connection: LedgerConnection) -> None:
         self._connection = connection
+        self._forgotten_up_to = 0
+        """The last arrival that this pass of `_forget_by_id` has looked at."""
 
     async def leases(self) -> list[Lease]:
         """See `Sweeping.leases`."""
@@ -152,8 +165,38 @@ class LedgerSweeping:
     async def forget(self, older_than_ms: int, most: int) -> int:
         """See `Sweeping.forget`."""
         rows: list[Row] = [{"sweep": "retention", "older_than_ms": older_than_ms, "most": most}]
-        forgotten: int = (await self._connection.write(FORGET, rows))[0]["requests"]
+        try:
+            forgotten: int = (await self._connection.write(FORGET, rows))[0]["requests"]
+        except LedgerRefused:  # one row must not keep the others for ever
+            forgotten = await self._forget_by_id(older_than_ms, most)
         return forgotten
+
+    async def _forget_by_id(self, older_than_ms: int, most: int) -> int:
+        """Forget all but what the database refuses to delete; raises `LedgerRefused` where that is all.
+
+        Each call goes on where the one before it ended, so that refused requests do not fill every page.
+        """
+        forgotten, refusal = 0, None
+        for _ in range(FORGET_PAGES_MAX):
+            size = min(FORGET_PAGE, most - forgotten)
+            page = await self._forgettable(older_than_ms, size)
+            is_last = len(page) < size
+            self._forgotten_up_to = 0 if is_last else page[-1]["arrival"]
+            try:
+                forgotten += len(await self._connection.write(FORGET_NAMED, page))
+            except LedgerRefused as error:
+                refusal = error
+            if is_last or forgotten >= most:
+                break
+        if refusal is not None and not forgotten:
+            raise refusal
+        return forgotten
+
+    async def _forgettable(self, older_than_ms: int, most: int) -> list[Row]:
+        after = self._forgotten_up_to
+        return await self._connection.read(
+            lambda it: it.execute(statements.FORGETTABLE, older_than_ms=older_than_ms, after=after, most=most)
+        )
 
     async def audit(self) -> list[Breach]:
         """See `Sweeping.audit`."""

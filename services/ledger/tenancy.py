@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import astuple
 from typing import Protocol
 
+from services.errors import DROPPED, LedgerRefused
 from services.ledger import lease_statements as statements
 from services.ledger.charging import claimed
 from services.ledger.committer import Operation, Row, Transaction
@@ -39,10 +40,11 @@ class Tenancy(Protocol):
         """Renew leases, write progress, take grants, and read back what the ledger thinks; one transaction.
 
         Answers only for leases that are ours still. As overdue it names those assigned more than `adopt_after_ms` ago.
+        Whoever beats for several at once cannot tell a lease that is lost from a beat that the database refused.
         """
 
     async def release(self, beats: Sequence[Beat]) -> set[str]:
-        """Settle every session at what was delivered and let the leases go; the substations that were ours."""
+        """Settle every session at what was delivered and let the leases go; the substations that are released now."""
 
 
 def wait_for(transaction: Transaction, rows: list[Row]) -> list[Row]:
@@ -85,6 +87,8 @@ def beat(transaction: Transaction, rows: list[Row]) -> list[Row]:
     beats: dict[str, Beat] = {row["substation"]: row["beat"] for row in rows}
     renewed = transaction.execute(statements.RENEW, [[one.substation, one.epoch, one.holder] for one in beats.values()])
     ours = [beats[row["id"]] for row in renewed]
+    if len(ours) < len(beats):
+        _refuse_dropped(transaction, [one for one in beats.values() if one not in ours])
     if not ours:
         return []
     applied = [
@@ -125,6 +129,14 @@ def beat(transaction: Transaction, rows: list[Row]) -> list[Row]:
     ]
 
 
+def _refuse_dropped(transaction: Transaction, unrenewed: list[Beat]) -> None:
+    """Raise `LedgerRefused` where a lease was not renewed although it is ours: it must not be taken for a lost one."""
+    held = {(one.substation, one.epoch, one.holder) for one in unrenewed}
+    for row in transaction.execute(statements.LEASES_OF, [[one.substation] for one in unrenewed]):
+        if (row["substation"], row["epoch"], row["holder"]) in held and not row["released"]:
+            raise LedgerRefused("a trigger of the database dropped a beat", DROPPED)
+
+
 def release(transaction: Transaction, rows: list[Row]) -> list[Row]:
     """Settle and leave; see `Tenancy.release`."""
     beats: dict[str, Beat] = {row["substation"]: row["beat"] for row in rows}
@@ -146,9 +158,9 @@ def _tell(transaction: Transaction, beats: Sequence[Beat]) -> None:
 
 WAIT_FOR = Operation("wait_for", "substation", wait_for)
 STOP_WAITING = Operation("stop_waiting", "heir", stop_waiting)
-TAKE = Operation("take", "id", take)
-BEAT = Operation("beat", "substation", beat)
-RELEASE = Operation("release", "substation", release)
+TAKE = Operation("take", "id", take, spares=True)
+BEAT = Operation("beat", "substation", beat, spares=True)
+RELEASE = Operation("release", "substation", release, spares=True)
 
 
 class LedgerTenancy:

@@ -52,6 +52,25 @@ def execute(path):
 
 
 @pytest.fixture
+def forbid(path):
+    """Have the database refuse an event on rows of a table for which a condition holds, or drop it without an error."""
+
+    def forbid_(event, table, condition, *, aloud=True):
+        name = f"forbidden_{event.split()[0]}_{table}"
+        if isinstance(path, str):
+            does = "RAISE check_violation USING MESSAGE = 'not here', DETAIL = NEW.*::text" if aloud else "RETURN NULL"
+            changed(path, f"CREATE FUNCTION {name}() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN {does}; END $$")
+            changed(path, f"CREATE TRIGGER {name} BEFORE {event} ON {table} FOR EACH ROW WHEN ({condition}) "
+                          f"EXECUTE FUNCTION {name}()")  # fmt: skip
+        else:
+            does = "RAISE(ABORT, 'not here')" if aloud else "RAISE(IGNORE)"
+            changed(path, f"CREATE TRIGGER {name} BEFORE {event} ON {table} WHEN {condition} "
+                          f"BEGIN SELECT {does}; END")  # fmt: skip
+
+    return forbid_
+
+
+@pytest.fixture
 async def ledger(path):
     async with opened(path) as connection:
         one = Ledger(connection)

@@ -5,32 +5,14 @@ import traceback
 
 import psycopg
 import pytest
-from harness.ledger import Ledger, changed, let_the_wait_pass, new_request, opened, registration
+from harness.ledger import FORBIDDEN, Ledger, changed, let_the_wait_pass, new_request, opened, registration
 from structlog.testing import capture_logs
 
 from services.errors import LedgerRefused, LedgerUnavailable
 from services.ledger.records import Accepted, Assignment, Refused
 from services.messages import Hint
 
-FORBIDDEN = "EV-FORBIDDEN-7"
 IDS = [f"r{number:02d}" for number in range(100)]
-
-
-@pytest.fixture
-def forbid(path):
-    """Have the database refuse an event on rows of a table for which a condition holds."""
-
-    def forbid_(event, table, condition):
-        if isinstance(path, str):
-            changed(path, "CREATE FUNCTION forbidden() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN "
-                          "RAISE check_violation USING MESSAGE = 'not here', DETAIL = NEW.*::text; END $$")  # fmt: skip
-            changed(path, f"CREATE TRIGGER forbidden BEFORE {event} ON {table} FOR EACH ROW WHEN ({condition}) "
-                          "EXECUTE FUNCTION forbidden()")  # fmt: skip
-        else:
-            changed(path, f"CREATE TRIGGER forbidden BEFORE {event} ON {table} WHEN {condition} "
-                          "BEGIN SELECT RAISE(ABORT, 'not here'); END")  # fmt: skip
-
-    return forbid_
 
 
 def code(path):
@@ -44,7 +26,7 @@ def new(request_id):
 def assert_told_once(said, operation, request_id, path):
     assert [line for line in said if line["log_level"] == "error"] == [
         {"event": "row_refused", "log_level": "error", "operation": operation, "id": request_id, "code": code(path),
-         "times": 1, "cause": "PostgreSQL: 23514" if isinstance(path, str) else "SQLite: not here"}
+         "times": 1, "cause": f"{'PostgreSQL' if isinstance(path, str) else 'SQLite'}: {code(path)}"}
     ]  # fmt: skip
     assert FORBIDDEN not in str(said)
 
@@ -128,16 +110,16 @@ async def test_a_claim_never_takes_more_than_its_places_though_one_of_its_rows_i
         await ledger.charging.claim([Hint(IDS[42], 1)], "east", 1, 3)
 
 
-async def test_a_request_that_a_trigger_drops_without_a_word_is_not_answered(ledger, path):
-    if isinstance(path, str):
-        changed(path, "CREATE FUNCTION dropped() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END'")
-        changed(path, f"CREATE TRIGGER dropped BEFORE INSERT ON request FOR EACH ROW "
-                      f"WHEN (NEW.vehicle_id = '{FORBIDDEN}') EXECUTE FUNCTION dropped()")  # fmt: skip
-    else:
-        changed(path, f"CREATE TRIGGER dropped BEFORE INSERT ON request WHEN NEW.vehicle_id = '{FORBIDDEN}' "
-                      "BEGIN SELECT RAISE(IGNORE); END")  # fmt: skip
+@pytest.mark.parametrize("key", [None, "a key"])
+async def test_a_request_that_a_trigger_drops_without_an_error_is_refused_alone(ledger, forbid, key):
+    forbid("INSERT", "request", f"NEW.vehicle_id = '{FORBIDDEN}'", aloud=False)
 
-    assert [one.asked for one in await ledger.intake.accept([new(one) for one in IDS[41:44]])] == ["r41", "r43"]
+    answers = await ledger.intake.accept(
+        [new("r41"), new_request("r42", vehicle_id=FORBIDDEN, idempotency_key=key, body_hash=key), new("r43")]
+    )
+
+    assert [(type(one), one.asked) for one in answers] == [(Accepted, "r41"), (Accepted, "r43"), (Refused, "r42")]
+    assert answers[2].code == "no row"
 
 
 async def test_postgresql_tells_of_a_refused_row_its_code_and_constraint_and_no_words(postgres_url):
@@ -158,12 +140,15 @@ async def test_postgresql_tells_of_a_refused_row_its_code_and_constraint_and_no_
         assert connection.fault is None
 
 
-async def test_a_read_that_meets_a_data_error_is_no_refusal_and_tells_no_value(postgres_url):
-    async with opened(postgres_url) as connection:
+async def test_a_read_that_meets_a_data_error_is_no_refusal_and_tells_no_value(path):
+    failing, said = "SELECT zeroblob(2000000000), :value", "SQLite: SQLITE_TOOBIG"
+    if isinstance(path, str):
+        failing, said = "SELECT CAST(:value AS bigint)", "PostgreSQL: 22P02"
+    async with opened(path) as connection:
         with pytest.raises(LedgerUnavailable) as caught:
-            await connection.read(lambda it: it.execute("SELECT CAST(:value AS bigint)", value=FORBIDDEN))
+            await connection.read(lambda it: it.execute(failing, value=FORBIDDEN))
 
-    assert (type(caught.value), str(caught.value)) == (LedgerUnavailable, "PostgreSQL: 22P02")
+    assert (type(caught.value), str(caught.value)) == (LedgerUnavailable, said)
     assert FORBIDDEN not in "".join(traceback.format_exception(caught.value))
 
 

@@ -20,6 +20,8 @@ from services.messages import Hint
 
 SOON_MS = 600_000
 HOLDER = "a test #1"
+FORBIDDEN = "EV-FORBIDDEN-7"
+"""A vehicle for rules of an operator's own."""
 MANY = [f"r{number:02d}" for number in range(40)]
 
 

@@ -26,7 +26,6 @@ class Ledger:
         self.may_commit.set()
         self.fault = None
         self.first_of_key = {}
-        self.forgotten = set()
         self.refused = set()
         self.unconfirmed = set()
 
@@ -44,7 +43,6 @@ class Ledger:
                 one.request_id, self.first_of_key.get(one.idempotency_key, one.request_id), 1_000, 2_000, None
             )
             for one in requests
-            if one.request_id not in self.forgotten
         ]
 
     @property
@@ -235,22 +233,6 @@ async def test_what_an_earlier_call_accepted_under_the_same_key_is_answered_and_
 
     assert (answer.asked, answer.request_id) == ("again", "first")
     assert parts.publisher.published == []
-
-
-async def test_a_request_whose_key_was_just_forgotten_is_sent_again_by_its_client(parts):
-    parts.ledger.forgotten = {"a"}
-
-    with pytest.raises(LedgerUnavailable, match="idempotency key was just forgotten, or a trigger dropped it: send it"):
-        await parts.ask("a", idempotency_key="k", body_hash="h")
-    assert (await parts.ask("b")).request_id == "b"
-
-
-async def test_a_request_without_a_key_that_a_trigger_dropped_is_refused_for_good(parts):
-    parts.ledger.forgotten = {"a"}
-
-    a, b = await asyncio.gather(parts.ask("a"), parts.ask("b"), return_exceptions=True)
-
-    assert (type(a), a.code, b.request_id) == (LedgerRefused, "no row", "b")
 
 
 async def test_of_a_commit_that_was_half_done_the_durable_half_is_answered_and_published(parts):

@@ -144,7 +144,7 @@ NOTHING_IS_FORFEITED = Variant(
     rewritten={
         statement: text
         for whole in (lease_statements.TAKE_OVER, lease_statements.SEND_ELSEWHERE)
-        for statement, text in rewritten(whole, ("c.forfeit = 1 AND", "c.forfeit = 2 AND")).items()
+        for statement, text in rewritten(whole, ("THEN q.energy_granted_j", "THEN q.energy_delivered_j")).items()
     },
 )
 A_LOSS_SHORTENS_THE_WAIT = Variant(
