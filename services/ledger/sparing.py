@@ -19,8 +19,9 @@ if TYPE_CHECKING:
     from services.errors import LedgerRefused
     from services.ledger.committer import Row, Transaction
 
-SEARCH_FOR_S = 2.0
-"""So long refused requests are looked for in a transaction. What is not found by then is left to the next one."""
+SEARCH_FOR_S = 1.0
+"""So long refused requests are looked for in a transaction, while all other writes wait. What has not been tried by
+then is left to the next transaction."""
 _BUT_THOSE = "AND request.id NOT IN (SELECT id FROM {left out: id} AS spared)"
 
 

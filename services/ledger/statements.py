@@ -222,22 +222,19 @@ FROM {rows: id} AS r
 WHERE request.id = r.id AND request.status || '' IN ('accepted', 'assigned') AND request.wait_until_ms <= {now}
 RETURNING request.id
 """
-FORGET = """
-DELETE FROM request
-WHERE id IN (SELECT id FROM request
-             WHERE status IN ('completed', 'stopped', 'cancelled', 'expired', 'failed')
-               AND changed_at_ms <= {now} - :older_than_ms
-             LIMIT :most)
-RETURNING id
+FORGETTABLE = """
+SELECT id FROM request
+WHERE status IN ('completed', 'stopped', 'cancelled', 'expired', 'failed') AND changed_at_ms <= {now} - :older_than_ms
+LIMIT :most
 """
 # In the order of arrival: the oldest come first, and a page may go on where the one before it ended.
-FORGETTABLE = """
+FORGETTABLE_AFTER = """
 SELECT arrival, id FROM request
 WHERE status || '' IN ('completed', 'stopped', 'cancelled', 'expired', 'failed')
   AND changed_at_ms <= {now} - :older_than_ms AND arrival > :after
 ORDER BY arrival LIMIT :most
 """
-FORGET_NAMED = """
+FORGET = """
 DELETE FROM request
 WHERE id IN (SELECT id FROM {rows: id} AS r)
   AND status || '' IN ('completed', 'stopped', 'cancelled', 'expired', 'failed')

@@ -6,7 +6,7 @@ Everything is compare-and-set, so any number of balancers may do it at once, and
 from collections.abc import Sequence
 from typing import Protocol
 
-from services.errors import LedgerRefused
+from services.errors import DROPPED, LedgerRefused
 from services.ledger import lease_statements, statements
 from services.ledger.committer import Operation, Row, Transaction
 from services.ledger.connection import LedgerConnection
@@ -100,14 +100,16 @@ def _expire_named(transaction: Transaction, rows: list[Row]) -> list[Row]:
 
 def _forget(transaction: Transaction, rows: list[Row]) -> list[Row]:
     limits = {name: rows[0][name] for name in ("older_than_ms", "most")}
-    forgotten = [[row["id"]] for row in transaction.execute(statements.FORGET, **limits)]
-    if forgotten:
-        transaction.execute(statements.FORGET_HISTORY, forgotten)
+    due = transaction.execute(statements.FORGETTABLE, **limits)
+    forgotten = _forget_named(transaction, due) if due else []
+    if len(forgotten) < len(due) and transaction.execute(statements.STATUSES, [[row["id"]] for row in due]):
+        # Else nothing would ever be forgotten but what comes before these.
+        raise LedgerRefused("a trigger of the database dropped a deletion", DROPPED)
     return [{"sweep": rows[0]["sweep"], "requests": len(forgotten)}]
 
 
 def _forget_named(transaction: Transaction, rows: list[Row]) -> list[Row]:
-    forgotten = transaction.execute(statements.FORGET_NAMED, [[row["id"]] for row in rows])
+    forgotten = transaction.execute(statements.FORGET, [[row["id"]] for row in rows])
     transaction.execute(statements.FORGET_HISTORY, [[row["id"]] for row in forgotten])
     return forgotten
 
@@ -195,7 +197,7 @@ class LedgerSweeping:
     async def _forgettable(self, older_than_ms: int, most: int) -> list[Row]:
         after = self._forgotten_up_to
         return await self._connection.read(
-            lambda it: it.execute(statements.FORGETTABLE, older_than_ms=older_than_ms, after=after, most=most)
+            lambda it: it.execute(statements.FORGETTABLE_AFTER, older_than_ms=older_than_ms, after=after, most=most)
         )
 
     async def audit(self) -> list[Breach]:
