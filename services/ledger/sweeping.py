@@ -101,7 +101,7 @@ def _expire_named(transaction: Transaction, rows: list[Row]) -> list[Row]:
 def _forget(transaction: Transaction, rows: list[Row]) -> list[Row]:
     limits = {name: rows[0][name] for name in ("older_than_ms", "most")}
     due = transaction.execute(statements.FORGETTABLE, **limits)
-    forgotten = _forget_named(transaction, due) if due else []
+    forgotten = _forget_named(transaction, due)
     if len(forgotten) < len(due) and transaction.execute(statements.STATUSES, [[row["id"]] for row in due]):
         # Else nothing would ever be forgotten but what comes before these.
         raise LedgerRefused("a trigger of the database dropped a deletion", DROPPED)

@@ -323,7 +323,7 @@ def test_a_column_has_the_same_type_in_rows_as_in_its_table(postgres):
         column.strip()
         for text in {**vars(statements), **vars(lease_statements)}.values()
         if isinstance(text, str)
-        for columns in dialect.ROWS.findall(text)
+        for _, columns in dialect.ROWS.findall(text)
         for column in columns.split(",")
     }
     with fresh_database(postgres) as url, psycopg.connect(url) as connection:
