@@ -1,8 +1,8 @@
 """What SQLite and PostgreSQL say differently: the holes in the statements, and how each database fills them.
 
 `{now}` is the database's clock [ms since the epoch]; `{rows: a, b}` the rows of one JSON parameter (an array of arrays)
-as a table with the named columns, `{left out: id}` those of another; `{for update}` locks what is found. `{spared}` is
-nothing, unless requests are left out (`sparing`).
+as a table with the named columns, `{left out: id}` those of another; `{for update}` locks what is found; `{written}`
+makes the commit wait as one that has changed something. `{spared}` is nothing, unless requests are left out (`sparing`).
 """
 
 import functools
@@ -55,6 +55,7 @@ class Dialect:
     rows: Callable[[str, tuple[str, ...]], str]
     """The rows of the JSON parameter of that name, with these columns."""
     for_update: str
+    written: str
     parameter: str
     """How the parameter `\\1` is written."""
 
@@ -68,9 +69,7 @@ def render(statement: str, dialect: Dialect) -> str:
         names = tuple(column.strip() for column in columns.split(","))
         return dialect.rows(parameter.replace(" ", "_"), names)
 
-    filled = (
-        ROWS.sub(fill, statement.replace(SPARED, ""))
-        .replace("{now}", dialect.now_ms)
-        .replace("{for update}", dialect.for_update)
-    )
+    filled = ROWS.sub(fill, statement.replace(SPARED, ""))
+    for hole, words in (("now", dialect.now_ms), ("for update", dialect.for_update), ("written", dialect.written)):
+        filled = filled.replace(f"{{{hole}}}", words)
     return _PARAMETER.sub(dialect.parameter, filled)

@@ -56,16 +56,21 @@ class Intake(Protocol):
 
 
 def _accept(transaction: Transaction, rows: list[Row]) -> list[Row]:
-    found = _insert(transaction, rows)
+    found, written = _insert(transaction, rows)
     if len(found) < len(rows):
         # A key may have belonged to a request that was forgotten between the two statements.
-        found += _insert(transaction, _missing(rows, found))
-    return found + [{"asked": row["asked"], "refused": DROPPED} for row in _missing(rows, found)]
+        more_found, more_written = _insert(transaction, _missing(rows, found))
+        found, written = found + more_found, written + more_written
+    dropped = [{"asked": row["asked"], "refused": DROPPED} for row in _missing(rows, found)]
+    return _durable(transaction, found, written) + dropped
 
 
-def _insert(transaction: Transaction, rows: list[Row]) -> list[Row]:
-    transaction.execute(statements.ACCEPT, [[row[column] for column in statements.ACCEPT_COLUMNS] for row in rows])
-    return transaction.execute(statements.ACCEPTED, [[row["asked"], row["idempotency_key"]] for row in rows])
+def _insert(transaction: Transaction, rows: list[Row]) -> tuple[list[Row], list[Row]]:
+    """What stands there of these requests, and what of it was written now."""
+    new = [[row[column] for column in statements.ACCEPT_COLUMNS] for row in rows]
+    written = transaction.execute(statements.ACCEPT, new)
+    found = transaction.execute(statements.ACCEPTED, [[row["asked"], row["idempotency_key"]] for row in rows])
+    return found, written
 
 
 def _missing(rows: list[Row], found: list[Row]) -> list[Row]:
@@ -75,8 +80,15 @@ def _missing(rows: list[Row], found: list[Row]) -> list[Row]:
 
 def _withdraw(transaction: Transaction, rows: list[Row]) -> list[Row]:
     ids = [[row["id"]] for row in rows]
-    transaction.execute(statements.WITHDRAW, ids)
-    return transaction.execute(statements.STATUSES, ids)
+    changed = transaction.execute(statements.WITHDRAW, ids)
+    return _durable(transaction, transaction.execute(statements.STATUSES, ids), changed)
+
+
+def _durable(transaction: Transaction, answers: list[Row], written: list[Row]) -> list[Row]:
+    """The answers, which are told only after a commit that waits, also for rows that others have written."""
+    if {row["id"] for row in answers} - {row["id"] for row in written}:
+        transaction.execute(statements.WAIT_FOR_OTHERS)
+    return answers
 
 
 ACCEPT = Operation("accept", "asked", _accept, tells_refused=True)

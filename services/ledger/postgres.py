@@ -15,7 +15,7 @@ from services.ledger.committer import Answer, Row, Transaction
 from services.ledger.dialect import INTEGER_COLUMNS, Dialect, render
 from services.ledger.identity import Seen
 from services.ledger.postgres_connection import Connection, connect
-from services.ledger.postgres_refusals import told
+from services.ledger.postgres_refusals import is_from_rule, told
 
 RETRY_FOR_S = 4.0
 RETRY_PAUSE_S = 0.02
@@ -25,10 +25,14 @@ BEGIN_WRITING = "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE"
 BEGIN_READING = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
 
 _UNDONE = (errors.DeadlockDetected, errors.SerializationFailure)
-_ABOUT_VALUES = ("22", "23", "44", "54", "P0")
-"""Classes of SQLSTATE that are about the values of a row: its data, a constraint, a limit, a trigger's own words."""
-_STATEMENT_FAILED = (*_ABOUT_VALUES, "21", "40", "42", "53", "55", "57014")
-"""Beginnings of SQLSTATE after which the connection is as good as before. After any other error it is given up."""
+_ABOUT_VALUES = ("09", "20", "22", "23", "27", "2F", "38", "39", "44", "54", "P0")
+"""Classes of SQLSTATE that are about a row: its data, a constraint, a limit, or a trigger that fails on it."""
+_NOT_ABOUT_VALUES = ("40", "2200H")
+"""Rivals, and a sequence that is used up; whoever raises the former by hand asks for another try."""
+_STATEMENT_FAILED = ("21", "22", "40", "42501", "53", "55", "57014")
+"""Further beginnings of SQLSTATE after which the connection is as good as before. After any other it is given up."""
+_SCHEMA_CHANGED = "42"
+"""The class of what a session's old plans meet after a change of the tables. A new session has none."""
 
 
 def _rows(parameter: str, columns: tuple[str, ...]) -> str:
@@ -43,6 +47,8 @@ DIALECT = Dialect(
     now_ms="CAST(extract(epoch FROM statement_timestamp()) * 1000 AS bigint)",
     rows=_rows,
     for_update="FOR NO KEY UPDATE",
+    # A transaction that has no more than a number does not wait.
+    written="pg_logical_emit_message(true, 'evenload', '')",
     parameter=r"%(\1)s",
 )
 
@@ -115,11 +121,12 @@ class _Session:
                     raise LedgerUnavailable(
                         f"PostgreSQL: connection lost during the commit, whose outcome is unknown: {told(error)}"
                     ) from error
-                if _is_about_values(error):
+                if has_begun and _is_about_values(error):
                     refused = _refused(error)
                     # A trace of what caused it would hold the values.
                     raise (refused if self._writes else LedgerUnavailable(str(refused))) from None
-                may_go_again = isinstance(error, _UNDONE) or is_lost
+                is_for_one_more = may_replace or not (error.sqlstate or "").startswith(_SCHEMA_CHANGED)
+                may_go_again = isinstance(error, _UNDONE) or (is_lost and is_for_one_more)
                 is_late = time.monotonic() > min(started_at, self._lost_at or started_at) + RETRY_FOR_S
                 if not may_go_again or (is_late and not may_replace):
                     raise LedgerUnavailable(f"PostgreSQL: {told(error)}") from error
@@ -207,13 +214,16 @@ class PostgresReader:
 def _is_statements_own(error: psycopg.Error) -> bool:
     if error.sqlstate is None:  # psycopg's own: it lost the connection, or it could not send the statement
         return not isinstance(error, psycopg.OperationalError | psycopg.InterfaceError)
-    return error.sqlstate.startswith(_STATEMENT_FAILED)
+    return _is_about_values(error) or error.sqlstate.startswith(_STATEMENT_FAILED)
 
 
 def _is_about_values(error: psycopg.Error) -> bool:
+    """Whether the database refuses a row for what it holds; a rule of the operator's may raise any code."""
     if error.sqlstate is None:
         return isinstance(error, psycopg.DataError)
-    return error.sqlstate.startswith(_ABOUT_VALUES)
+    if error.sqlstate.startswith(_NOT_ABOUT_VALUES):
+        return False
+    return error.sqlstate.startswith(_ABOUT_VALUES) or is_from_rule(error)
 
 
 def _refused(error: psycopg.Error) -> LedgerRefused:

@@ -34,12 +34,16 @@ _SETTINGS: dict[LiteralString, LiteralString] = {
     "enable_hashjoin": "off",
     "enable_mergejoin": "off",
     "jit": "off",
+    # That a commit does not wait any more comes as a warning, and is all that the server says of it.
+    "client_min_messages": "warning",
 }
 _IGNORED_VARIABLES = ("PGDATESTYLE", "PGTZ", "PGGEQO")
 """libpq sends them with every connection, and no address can overrule them. A pooler may refuse them."""
 _LOOK = """
 SELECT pg_backend_pid() AS pid, current_setting('synchronous_commit') = 'remote_apply' AS waits_for_standbys
 """
+_WAITS_FOR_STANDBY = "SyncRepWaitForLSN"
+"""The function in the server's source that waits for a standby, and warns where it does so no more."""
 
 Result = TypeVar("Result")
 
@@ -53,6 +57,7 @@ class Connection(psycopg.Connection[Row]):
 
     _give_up_at: float | None = None
     _settings_to_bring: LiteralString = ""
+    _is_on_standby: bool = True
 
     def wait(self, gen: PQGen[Result], interval: float = 0.1, timeout: float | None = None) -> Result:
         """See psycopg; raises `psycopg.OperationalError` where the transaction has lasted too long."""
@@ -72,6 +77,7 @@ class Connection(psycopg.Connection[Row]):
         """
         if self.info.server_version < VERSION_MIN * 10_000:
             raise psycopg.NotSupportedError(f"{TOO_OLD} {self.info.server_version // 10_000}")
+        self.add_notice_handler(self._hear)
         self._give_up_at = time.monotonic() + ANSWER_WITHIN_S
         found = self.execute(_LOOK).fetchone()
         assert found is not None  # noqa: S101 (for the type checker: a query without a table has one row)
@@ -90,8 +96,24 @@ class Connection(psycopg.Connection[Row]):
         # In one message, and so not prepared: that takes one command at a time.
         cursor = self.execute(how + self._settings_to_bring + (f"; {look}" if look else ""), prepare=False)
         while cursor.nextset():
-            pass
+            self._is_on_standby = False
         return cursor.fetchone() if look else None
+
+    def complete(self, how: LiteralString = "COMMIT") -> Row | None:
+        """Commit, and return the row that a query before it finds.
+
+        Raises `psycopg.Error`, also where the server was told not to wait for its standby: it says that it has
+        committed, but the row may be lost with it.
+        """
+        self._is_on_standby = True
+        cursor = self.execute(how, prepare=False)
+        if not self._is_on_standby:
+            raise psycopg.OperationalError("the wait for the standby was ended by hand")
+        return cursor.fetchone() if cursor.description else None
+
+    def _hear(self, notice: psycopg.errors.Diagnostic) -> None:
+        if notice.source_function == _WAITS_FOR_STANDBY:
+            self._is_on_standby = False
 
 
 def ignore_variables() -> None:

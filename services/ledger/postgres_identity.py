@@ -47,8 +47,8 @@ def begin(connection: Connection, begin: LiteralString, seen: Seen | None) -> No
 def commit(connection: Connection, seen: Seen | None) -> None:
     """Commit, and remember how far the history has got; raises `psycopg.Error`."""
     if seen is None:
-        connection.execute("COMMIT")
+        connection.complete()
         return
-    found = connection.execute(_LOOK_AND_COMMIT, prepare=False).fetchone()
+    found = connection.complete(_LOOK_AND_COMMIT)
     if found and found["waits"]:
         seen.note(Sight(None, found["mark"]))

@@ -67,6 +67,8 @@ _TEXTS = {
 }
 """Cures by what libpq and PgBouncer say, who tell no code of their own and always speak English."""
 
+_RULES = ("exec_stmt_raise", "PLy_output", "ExecWithCheckOptions")
+"""Functions in the server's source where a RAISE, PL/Python's, and a policy of row-level security refuse a row."""
 _UNVERIFIED = "certificate verify failed"
 _SILENCE = ("timeout expired", "has not answered")
 _CURE_OF_SILENCE = "see whether the server is frozen or cut off, or whether a pooler before it waits for a connection"
@@ -97,8 +99,18 @@ def explain(error: psycopg.Error, conninfo: str) -> Refusal:
     return Refusal(_REFUSES if codes else _SILENT, said, cure, is_final=False)
 
 
+def is_from_rule(error: psycopg.Error) -> bool:
+    """Whether a rule of the operator's in the database has raised `error`; its code is then anybody's guess.
+
+    The server names the function of its own source that failed, the same in every language.
+    """
+    return error.diag.source_function in _RULES
+
+
 def told(error: psycopg.Error) -> str:
     """The error in one line: what the server or the network said, of each host, and never the row that it is about."""
+    if is_from_rule(error):
+        return f"a rule of the database raised {error.sqlstate}"
     if error.diag.message_primary:
         return error.diag.message_primary
     lines = [one.strip() for one in str(error).splitlines() if one.strip()]

@@ -32,6 +32,7 @@ DIALECT = Dialect(
         f"(SELECT {', '.join(f'value->>{n} AS {name}' for n, name in enumerate(columns))} FROM json_each(:{parameter}))"  # noqa: S608 (column names are the statements' own)
     ),
     for_update="",  # who writes holds the only lock
+    written="NULL",  # what can be read is on disk
     parameter=r":\1",
 )
 

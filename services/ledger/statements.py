@@ -33,6 +33,9 @@ ON CONFLICT (name) DO NOTHING
 """
 AGREED = "SELECT m.name, m.value FROM {rows: name, value} AS r JOIN meta AS m ON m.name = r.name"
 PROBE = "UPDATE probe SET value = :probe"
+# PostgreSQL shows rows that no standby has yet, once somebody has ended a commit's wait for it. An answer that tells of
+# rows which its transaction has only read must wait for them all the same.
+WAIT_FOR_OTHERS = "SELECT {written}"
 
 # --- what gateways do -------------------------------------------------------------------------------------------
 
@@ -61,6 +64,7 @@ FROM {rows: id, vehicle_id, energy_requested_j, power_max_w, priority, zone, dep
             wait_max_ms, idempotency_key, body_hash} AS r
 WHERE true
 ON CONFLICT DO NOTHING
+RETURNING id
 """
 ACCEPTED = """
 SELECT r.asked, q.id, q.accepted_at_ms, q.wait_until_ms, q.body_hash
@@ -103,6 +107,7 @@ SET status = CASE WHEN request.status = 'charging' THEN 'charging'
     stop_asked = 1
 FROM {rows: id} AS r
 WHERE request.id = r.id AND request.status IN ('accepted', 'assigned', 'charging')
+RETURNING request.id
 """
 STATUSES = "SELECT q.id, q.status FROM {rows: id} AS r JOIN request AS q ON q.id = r.id"
 REQUEST = """

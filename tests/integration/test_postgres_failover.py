@@ -60,19 +60,27 @@ async def accept_in_the_end(ledger, request_id):
 SERVES_NOTHING = """
 CREATE TABLE serves_nothing (pid integer);
 CREATE FUNCTION serve_nothing() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
-IF EXISTS (SELECT FROM serves_nothing WHERE pid = pg_backend_pid()) THEN
-    RAISE SQLSTATE '{code}' USING MESSAGE = 'not in this session';
-END IF; RETURN NEW; END $$;
+IF EXISTS (SELECT FROM serves_nothing WHERE pid = pg_backend_pid()) THEN {failing}; END IF; RETURN NEW; END $$;
 CREATE TRIGGER serve_nothing BEFORE INSERT ON request FOR EACH ROW EXECUTE FUNCTION serve_nothing();
 """
 
 
-@pytest.mark.parametrize("code", ["25006", "0A000", "26000", "25P02", "57P05", "58030", "72000", "XX000", "ABC12"])
-async def test_a_connection_that_serves_nothing_any_more_is_left_unseen(postgres_url, code):
+@pytest.mark.parametrize(
+    "failing",
+    [
+        pytest.param("SET LOCAL transaction_read_only = on; DELETE FROM serves_nothing", id="25006"),
+        pytest.param("PERFORM DISTINCT 1 FROM serves_nothing FOR UPDATE", id="0A000"),
+        pytest.param("EXECUTE 'DEALLOCATE no_such_plan'", id="26000"),
+        pytest.param("PERFORM pg_read_file('no such file')", id="58P01"),
+        pytest.param("PERFORM no_such_function()", id="42883"),
+        pytest.param("PERFORM pg_terminate_backend(pg_backend_pid()), pg_sleep(20)", id="57P01"),
+    ],
+)
+async def test_a_connection_that_serves_nothing_any_more_is_left_unseen(postgres_url, failing):
     """As after a fail-over behind one address: this session does not write any more, and a new one does."""
     async with opened(postgres_url) as connection:
         ledger = Ledger(connection)
-        changed(postgres_url, SERVES_NOTHING.format(code=code))
+        changed(postgres_url, SERVES_NOTHING.format(failing=failing))
         changed(postgres_url, f"INSERT INTO serves_nothing SELECT pid FROM pg_stat_activity WHERE {OUR_SESSIONS}")
 
         await ledger.accepted("a")
