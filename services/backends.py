@@ -71,7 +71,7 @@ async def ledger_opened(life: Life) -> AsyncIterator[LedgerConnection]:
         finally:
             life.admin.faults.remove(_ledger_awaited)
         life.admin.faults.append(lambda: ledger.fault and f"the ledger cannot be written: {ledger.fault}")
-        await stack.enter_async_context(life.background(_watch(ledger)))
+        await stack.enter_async_context(life.background(_watch(ledger, _role_name(life))))
         yield ledger
 
 
@@ -123,10 +123,14 @@ async def _look_at_broker(life: Life) -> None:
 
 
 def _role(life: Life) -> topology.Role:
-    return topology.ROLES[life.service.removesuffix("s")]
+    return topology.ROLES[_role_name(life)]
 
 
-async def _watch(ledger: LedgerConnection) -> None:
+def _role_name(life: Life) -> str:
+    return life.service.removesuffix("s")
+
+
+async def _watch(ledger: LedgerConnection, role: str) -> None:
     """Look at the ledger all the time: who uses it seldom must notice, too, that it is lost or has returned."""
     lost = False
     while True:
@@ -134,7 +138,7 @@ async def _watch(ledger: LedgerConnection) -> None:
         await ledger.look()
         if ledger.fault is not None:
             with contextlib.suppress(LedgerUnavailable):
-                await ledger.probe()
+                await ledger.probe(role)
         if ledger.fault is not None and not lost:
             log.error("ledger_lost", cause=ledger.fault)
         elif ledger.fault is None and lost:

@@ -13,6 +13,7 @@ from services.ledger import sqlite, sqlite_setup, statements
 from services.ledger.address import SETTING, sqlite_path
 from services.ledger.committer import Answer, Committer, Driver, Operation, Reader, Row, Transaction
 from services.ledger.identity import NAME, Seen, Sight, new_id
+from services.ledger.probing import PROBE
 from services.logs import get_logger
 
 log = get_logger(__name__)
@@ -46,9 +47,9 @@ class LedgerConnection:
         except LedgerUnavailable as error:
             self._lost = str(error)
 
-    async def probe(self) -> None:
-        """Write something that changes with every call; raises `LedgerUnavailable`."""
-        await self.write(PROBE, [{"probe": uuid.uuid4().hex}])
+    async def probe(self, role: str = "") -> None:
+        """Write something that changes with every call, and try what a `role` needs; raises `LedgerUnavailable`."""
+        await self.write(PROBE, [{"probe": uuid.uuid4().hex, "role": role}])
 
     async def write(self, operation: Operation, rows: list[Row]) -> list[Row]:
         """Commit rows together with whatever else is pending; raises `LedgerUnavailable`."""
@@ -152,14 +153,6 @@ def _agreed(transaction: Transaction, rows: list[Row]) -> list[Row]:
 
 
 AGREE = Operation("agree", "name", _agreed, may_split=False)
-
-
-def _probed(transaction: Transaction, rows: list[Row]) -> list[Row]:
-    transaction.execute(statements.PROBE, probe=rows[-1]["probe"])
-    return []
-
-
-PROBE = Operation("probe", "probe", _probed)
 
 
 async def _agree(connection: LedgerConnection, wished: Mapping[str, str], startup_timeout_s: float) -> str:

@@ -55,6 +55,8 @@ class Connection(psycopg.Connection[Row]):
     along, in the message that begins it, and no statement is prepared. A session of our own gets its settings once.
     """
 
+    sound_at: float | None = None
+    """When its tables were last found sound [s], for `postgres_identity`."""
     _give_up_at: float | None = None
     _settings_to_bring: LiteralString = ""
     _is_on_standby: bool = True

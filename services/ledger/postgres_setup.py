@@ -3,14 +3,14 @@
 import contextlib
 import re
 import time
-from typing import LiteralString
+from typing import LiteralString, NoReturn
 
 import psycopg
 from psycopg import errors, pq
 
 from services.broker_address import lacks_brackets
 from services.errors import LedgerUnavailable, Misconfigured
-from services.ledger import schema
+from services.ledger import postgres_soundness, schema
 from services.ledger.committer import Row
 from services.ledger.postgres import BEGIN_WRITING
 from services.ledger.postgres_connection import Connection, connect, conninfo, ignore_variables
@@ -108,6 +108,7 @@ def prepare(address: str, give_up_after_s: float) -> None:
                 connection.execute("SELECT pg_advisory_xact_lock(%s)", [_MAKING])
                 _refuse_unfit(connection, where)
                 _make_or_refuse(connection, where)
+                _refuse_unsound(connection, where)
                 connection.execute("COMMIT")
             return
         except errors.InsufficientPrivilege as error:
@@ -132,7 +133,11 @@ def look(address: str, query: LiteralString) -> list[Row] | None:
         with contextlib.closing(connect(address)) as connection:
             connection.begin(BEGIN_WRITING)  # a standby would refuse
             _refuse_unfit(connection, where)
-            return connection.execute(query).fetchall() if _has_table(connection, "meta") else None
+            if not _has_table(connection, "meta"):
+                return None
+            if _version(connection) == str(schema.VERSION):
+                _refuse_unsound(connection, where)
+            return connection.execute(query).fetchall()
     except psycopg.Error as error:
         refusal = explain(error, conninfo(address))
         raise (Misconfigured if refusal.is_final else LedgerUnavailable)(_line(where, refusal)) from None
@@ -148,15 +153,25 @@ def _refuse_unfit(connection: Connection, where: str) -> None:
         "SELECT current_setting('server_encoding') AS encoding, current_setting('session_replication_role') AS role"
     ).fetchone()
     if found and found["encoding"] != "UTF8":
-        raise Misconfigured(
-            f"EVENLOAD_LEDGER_URL: {where} has the encoding {found['encoding']}, which cannot hold every text: "
-            "make the database with `createdb -T template0 -E UTF8`"
+        _refuse(
+            where,
+            f"has the encoding {found['encoding']}, which cannot hold every text",
+            "make the database with `createdb -T template0 -E UTF8`",
         )
     if found and found["role"] == "replica":
-        raise Misconfigured(
-            f"EVENLOAD_LEDGER_URL: {where} sets session_replication_role to replica, so that triggers keep no history: "
-            "ALTER DATABASE or ALTER ROLE with RESET session_replication_role"
-        )
+        _refuse(where, *postgres_soundness.MUTE)
+
+
+def _refuse_unsound(connection: Connection, where: str) -> None:
+    """Raise `Misconfigured` for a ledger that would not keep what it is given."""
+    query: LiteralString = "SELECT " + postgres_soundness.COLUMNS
+    found = connection.execute(query).fetchone()
+    if found and (fault := postgres_soundness.fault(found)):
+        _refuse(where, *fault)
+
+
+def _refuse(where: str, cause: str, cure: str) -> NoReturn:
+    raise Misconfigured(f"EVENLOAD_LEDGER_URL: {where} {cause}: {cure}")
 
 
 def _make_or_refuse(connection: Connection, where: str) -> None:

@@ -23,6 +23,7 @@ from services.ledger.sqlite_files import (
     look_at_main_file,
     read_record,
 )
+from services.ledger.sqlite_soundness import Soundness
 
 NOW_MS = "CAST(ROUND((julianday('now') - 2440587.5) * 86400000) AS INTEGER)"
 
@@ -87,6 +88,7 @@ class SqliteDriver:
         self._path = path
         self._seen = seen
         self._was_wrong = False
+        self._soundness = Soundness()
         record = read_record(path)
         self._main_mark_on_disk = record.main_mark if record else 0
         with contextlib.ExitStack() as opened, _faults_told():
@@ -112,6 +114,7 @@ class SqliteDriver:
             self._connection.execute("BEGIN IMMEDIATE")
             try:
                 self._seen.check(look(self._connection), mark)
+                self._soundness.require(self._connection, self._seen)
                 work(SqliteTransaction(self._connection))
                 sight = look(self._connection)
                 self._connection.execute("COMMIT")
@@ -169,6 +172,7 @@ class SqliteReader:
         self._seen = seen
         self._opened: tuple[sqlite3.Connection, OpenFiles, int] | None = None
         self._was_wrong = False
+        self._soundness = Soundness()
 
     def read(self, work: Callable[[Transaction], Any]) -> Any:
         """Run `work` on one snapshot; raises `LedgerUnavailable`, also where it is not the ledger that was seen."""
@@ -181,6 +185,7 @@ class SqliteReader:
                 sight = look(connection)
                 self._seen.check(sight, mark)
                 self._seen.note(sight)
+                self._soundness.require(connection, self._seen)
                 return work(SqliteTransaction(connection))
             finally:
                 connection.execute("ROLLBACK")

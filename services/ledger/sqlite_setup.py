@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from services.errors import Misconfigured
-from services.ledger import schema
+from services.ledger import schema, sqlite_soundness
 from services.ledger.address import SETTING
 from services.ledger.identity import NAME, Seen, Sight, new_id
 from services.ledger.sqlite import WRITER_PRAGMAS, connect, lock_held
@@ -86,6 +86,8 @@ class Inside:
     version: str | None
     """The schema's; None for a database that is not ours."""
     sight: Sight
+    fault: tuple[str, str] | None = None
+    """Why it would not keep what it is given, and the cure."""
 
 
 def inspect(path: Path) -> Inside | None:
@@ -119,6 +121,8 @@ def inspect(path: Path) -> Inside | None:
         _refuse_gone(path, record_path(path))
     if inside is not None and record is not None:
         _refuse_other_content(path, record, inside.sight)
+    if inside is not None and inside.fault:
+        _refuse(path, *inside.fault)
     return inside
 
 
@@ -137,7 +141,10 @@ def _look_inside(path: Path, *, has_log: bool) -> Inside | None:
             if "meta" in tables
             else None
         )
-        return Inside(version[0], look(connection)) if version else Inside(None, Sight(None, 0))
+        if version is None:
+            return Inside(None, Sight(None, 0))
+        fault = sqlite_soundness.fault(connection) if version[0] == str(schema.VERSION) else None
+        return Inside(version[0], look(connection), fault)
 
 
 def _refuse_gone(path: Path, witness: Path) -> NoReturn:

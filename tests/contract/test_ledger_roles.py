@@ -1,5 +1,6 @@
 """Each service's database user can do all that the service does, and is refused what the others do."""
 
+import asyncio
 import base64
 import contextlib
 import subprocess
@@ -174,6 +175,25 @@ STATEMENTS_REFUSED = [
         "TRUNCATE request",
     )),
 ]  # fmt: skip
+
+
+WAITS_FOR_THE_TABLE = """
+SELECT count(*) FROM pg_locks AS l JOIN pg_database AS d ON d.oid = l.database
+WHERE NOT l.granted AND l.relation = 'request'::regclass AND d.datname = current_database()
+"""
+
+
+@pytest.mark.parametrize("role", ROLES)
+async def test_a_probe_asks_for_no_more_than_its_role_may_and_waits_for_the_locks_of_its_work(services, path, role):
+    await services[role].connection.probe(role)
+
+    with psycopg.connect(path) as other:
+        other.execute("LOCK TABLE request IN SHARE MODE")
+        probing = asyncio.create_task(services[role].connection.probe(role))
+        async with asyncio.timeout(60):
+            while asked(path, WAITS_FOR_THE_TABLE) != [(1,)]:
+                await asyncio.sleep(0.01)
+    await probing
 
 
 async def some_requests(services):

@@ -6,13 +6,16 @@ from pathlib import Path
 
 import aiohttp
 import pytest
-from harness.ledger import Ledger, opened
-from harness.postgres import fresh_database
+from harness.ledger import Ledger, changed, opened
+from harness.postgres import PASSWORD, fresh_database
 from prometheus_client import CollectorRegistry
 from structlog.testing import capture_logs
 
+from services import backends
 from services.admin import AdminServer
 from services.backends import ledger_opened
+from services.errors import LedgerUnavailable
+from services.ledger.provision import provision
 from services.lifecycle import Life
 from services.metrics import ServiceMetrics
 from services.settings import CommonSettings
@@ -30,21 +33,21 @@ def url(request, tmp_path):
 
 
 @contextlib.asynccontextmanager
-async def idle_service(url):
-    """A service that opens its ledger and does nothing with it; yields what asks its `/readyz`."""
+async def idle_service(url, name="balancer"):
+    """A service that opens its ledger and does nothing with it; yields what asks its `/readyz`, and the ledger."""
     registry = CollectorRegistry()
     common = CommonSettings(amqp_url="amqp://u:p@127.0.0.1/v", ledger_url=url)
-    life = Life("balancer", "balancer-1", common, ServiceMetrics("balancer", registry), AdminServer(registry))
+    life = Life(name, f"{name}-1", common, ServiceMetrics(name, registry), AdminServer(registry))
     await life.admin.start("127.0.0.1", None)
     try:
-        async with ledger_opened(life), aiohttp.ClientSession() as http:
+        async with ledger_opened(life) as ledger, aiohttp.ClientSession() as http:
             life.admin.ready = True
 
             async def readiness():
                 async with http.get(f"{life.admin.url}/readyz") as answer:
                     return answer.status, await answer.text()
 
-            yield readiness
+            yield readiness, Ledger(ledger)
     finally:
         await life.admin.stop()
 
@@ -83,7 +86,7 @@ async def test_an_idle_process_is_unready_while_its_ledger_is_lost_and_ready_whe
     async with opened(url) as connection:
         await Ledger(connection).accepted("first")
     with capture_logs() as logs:
-        async with idle_service(url) as readiness:
+        async with idle_service(url) as (readiness, _):
             assert await readiness() == (200, "ready\n")
             lose()
             said = await until_ready_is(readiness, 503)
@@ -93,3 +96,19 @@ async def test_an_idle_process_is_unready_while_its_ledger_is_lost_and_ready_whe
 
     assert [one["event"] for one in logs] == ["ledger_opened", "ledger_lost", "ledger_returned"]
     assert logs[0]["place"] in url
+
+
+@pytest.mark.parametrize("url", ["postgres"], indirect=True)
+async def test_a_gateway_that_may_not_accept_stays_unready_though_it_may_write_elsewhere(url, monkeypatch):
+    monkeypatch.setattr(backends, "LOOK_EVERY_S", 0.005)
+    changed(url, provision({"gateway": PASSWORD}))
+    async with idle_service(url.replace("postgres:", "evenload_gateway:"), "gateway") as (readiness, ledger):
+        changed(url, "REVOKE INSERT ON request FROM evenload_gateway")
+        with pytest.raises(LedgerUnavailable):
+            await ledger.accepted("a")
+        expected = 503, "not ready: the ledger cannot be written: PostgreSQL: permission denied for table request\n"
+        assert {await readiness() for _ in range(100)} == {expected}
+
+        changed(url, provision({"gateway": PASSWORD}))
+        await until_ready_is(readiness, 200)
+        await ledger.accepted("a")

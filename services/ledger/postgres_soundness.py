@@ -1,0 +1,47 @@
+"""Whether a PostgreSQL database would keep what it is given: lasting tables, a history, and one row per request."""
+
+from typing import LiteralString
+
+from services.ledger.committer import Row
+
+MUTE = (
+    "sets session_replication_role to replica, so that triggers keep no history",
+    "ALTER DATABASE or ALTER ROLE with RESET session_replication_role",
+)
+
+COLUMNS: LiteralString = """
+current_setting('session_replication_role') = 'replica' AS is_mute,
+(SELECT min(relname::text) FROM pg_class
+ WHERE oid IN ('public.meta'::regclass, 'public.probe'::regclass, 'public.request'::regclass,
+               'public.transition'::regclass, 'public.substation'::regclass)
+   AND relpersistence <> 'p') AS unlogged,
+(SELECT string_agg(name, ', ' ORDER BY name)
+ FROM unnest(ARRAY['request_accepted', 'request_changed', 'request_in_order']) AS name
+ WHERE NOT EXISTS (SELECT 1 FROM pg_trigger AS t WHERE t.tgrelid = 'public.request'::regclass AND t.tgname = name
+                                                   AND t.tgenabled IN ('O', 'A'))) AS silent,
+(SELECT min(name) FROM unnest(ARRAY['id', 'idempotency_key']) AS name
+ WHERE NOT EXISTS (SELECT 1 FROM pg_index AS i JOIN pg_attribute AS a ON a.attrelid = i.indrelid
+                                                                    AND a.attnum = i.indkey[0]
+                   WHERE i.indrelid = 'public.request'::regclass AND a.attname = name AND i.indnkeyatts = 1
+                     AND i.indisunique AND i.indisvalid AND i.indimmediate AND i.indpred IS NULL)) AS not_unique
+"""
+"""What `fault` judges, as columns of a query; the tables must be there. By what an index does, not by its name."""
+
+
+def fault(found: Row) -> tuple[str, str] | None:
+    """The cause and the cure of what is wrong with a database; None where it is sound."""
+    if found["is_mute"]:
+        return MUTE
+    if table := found["unlogged"]:
+        return f"has the unlogged table {table}, which a crash empties", f"ALTER TABLE {table} SET LOGGED"
+    if silent := found["silent"]:
+        return (
+            f"has triggers of the table request that are disabled or missing, so that it keeps no history ({silent})",
+            "ALTER TABLE request ENABLE TRIGGER USER, or restore the whole backup where they are missing",
+        )
+    if column := found["not_unique"]:
+        return (
+            f"has no valid unique index on request ({column}), so that it may keep a request twice",
+            f"CREATE UNIQUE INDEX ON request ({column})",
+        )
+    return None
