@@ -58,6 +58,9 @@ def _check_database(url: str) -> Iterator[Check]:
             yield note("ledger", f"{where} is empty: the database's owner makes the ledger at the first start")
         else:
             yield from _check_meta(where, meta, "another database")
+            if fault := checks_postgres.disk_fault(url):
+                cause, cure = fault
+                yield problem("ledger disk", f"{where} {cause}", cure)
 
 
 def _check_file(path: Path) -> Iterator[Check]:

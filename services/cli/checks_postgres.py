@@ -19,6 +19,13 @@ def read_meta(url: str) -> dict[str, str] | None:
     return None if rows is None else {str(row["name"]): str(row["value"]) for row in rows}
 
 
+def disk_fault(url: str) -> tuple[str, str] | None:
+    """The cause and the cure where the server does not wait for its disk; raises as `postgres_setup.look`."""
+    from services.ledger import postgres_soundness
+
+    return postgres_soundness.NOT_SYNCED if _look(url, "SHOW fsync") == [{"fsync": "off"}] else None
+
+
 def held_substations(url: str) -> list[str]:
     """Ids that some process holds; raises as `postgres_setup.look`."""
     rows = _look(url, "SELECT id FROM substation WHERE left_at_ms IS NULL ORDER BY id")

@@ -18,6 +18,7 @@ STATEMENT_TIMEOUT_MS = 4_000
 """Below the deadlines of writes and reads, so that they are answered by a cause, not by silence."""
 VERSION_MIN = 13
 """The first version of PostgreSQL that has every function that we call."""
+_TRANSACTION_TIMEOUT_SINCE = 17
 TOO_OLD = "the server is PostgreSQL"
 ANSWER_WITHIN_S = 4.5
 """The longest transaction. A server that has frozen keeps no timeout of its own; less than the deadline of a read."""
@@ -85,6 +86,8 @@ class Connection(psycopg.Connection[Row]):
         assert found is not None  # noqa: S101 (for the type checker: a query without a table has one row)
         # A 202 promises that the request is on disk; `remote_apply` promises more.
         settings = _SETTINGS if found["waits_for_standbys"] else {**_SETTINGS, "synchronous_commit": "on"}
+        if self.info.server_version >= _TRANSACTION_TIMEOUT_SINCE * 10_000:
+            settings = {**settings, "transaction_timeout": "0"}
         if found["pid"] == self.info.backend_pid:
             self.execute("; ".join(f"SET {name} = {value}" for name, value in settings.items()))
         else:

@@ -15,6 +15,9 @@ from services.ledger.committer import Row
 from services.ledger.postgres import BEGIN_WRITING
 from services.ledger.postgres_connection import Connection, connect, conninfo, ignore_variables
 from services.ledger.postgres_refusals import FORM, Refusal, explain, told
+from services.logs import get_logger
+
+log = get_logger(__name__)
 
 POLL_S = 0.2
 PERCENT_ENCODE = (
@@ -110,6 +113,9 @@ def prepare(address: str, give_up_after_s: float) -> None:
                 _make_or_refuse(connection, where)
                 _refuse_unsound(connection, where)
                 connection.execute("COMMIT")
+                if connection.execute("SHOW fsync").fetchone() == {"fsync": "off"}:
+                    cause, cure = postgres_soundness.NOT_SYNCED
+                    log.warning("ledger_not_synced", cause=f"{where} {cause}", cure=cure)
             return
         except errors.InsufficientPrivilege as error:
             raise Misconfigured(

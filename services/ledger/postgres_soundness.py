@@ -9,6 +9,11 @@ MUTE = (
     "ALTER DATABASE or ALTER ROLE with RESET session_replication_role",
 )
 
+NOT_SYNCED = (
+    "has fsync turned off, so that a crash of its host loses what was accepted",
+    "set fsync = on in postgresql.conf, and reload it",
+)
+
 COLUMNS: LiteralString = """
 current_setting('session_replication_role') = 'replica' AS is_mute,
 (SELECT min(relname::text) FROM pg_class

@@ -27,7 +27,7 @@ def findings(url):
 async def test_a_sound_ledger_is_well_and_told_without_its_password(url):
     found = findings(url)
 
-    assert {one.finding for one in found.values()} == {Finding.OK}
+    assert [name for name, one in found.items() if one.finding is not Finding.OK] == ["ledger disk"]
     assert "schema version" in found["ledger"].said
     assert "@" not in found["ledger"].said
     assert registered_substations(url) == ["north"]
@@ -39,7 +39,7 @@ async def test_another_speed_and_another_version_are_told(url, monkeypatch):
 
     found = findings(url)
 
-    assert [one.finding for one in found.values()] == [Finding.MISCONFIGURED] * 2
+    assert [found[one].finding for one in ("ledger", "speed")] == [Finding.MISCONFIGURED] * 2
     assert "99, newer" in found["ledger"].said
     assert found["speed"].cure == "set EVENLOAD_SPEED=60, or name another database"
 

@@ -7,7 +7,8 @@ import uuid
 import psycopg
 import pytest
 from harness.ledger import Ledger, asked, opened, registration
-from harness.postgres import PASSWORD
+from harness.postgres import PASSWORD, find_postgres, running_postgres
+from structlog.testing import capture_logs
 
 from services.cli.checks import Finding
 from services.cli.checks_ledger import check_ledger
@@ -21,7 +22,7 @@ VEHICLE = "ÉV-日本-🚗"
 HOSTILE = {
     "bytea_output": "escape",
     "client_encoding": "LATIN1",
-    "client_min_messages": "debug5",
+    "client_min_messages": "error",
     "DateStyle": "'SQL, DMY'",
     "default_transaction_deferrable": "on",
     "default_transaction_isolation": "serializable",
@@ -50,6 +51,11 @@ AMBIENT = {
     "PGTARGETSESSIONATTRS": "standby",
     "PGTZ": "nonsense",
 }
+
+
+def server_version(url):
+    with psycopg.connect(url) as connection:
+        return connection.info.server_version // 10_000
 
 
 def _settings(transaction, _rows):
@@ -84,8 +90,15 @@ def findings(url, monkeypatch):
     return {one.check: one for one in check_ledger(url)}
 
 
+def sound(found):
+    """Whether all is well but for the disk, which the tests' own server does not wait for."""
+    return {name for name, one in found.items() if one.finding is not Finding.OK} == {"ledger disk"}
+
+
 async def test_what_the_database_prescribes_changes_nothing(postgres, postgres_url, monkeypatch):
     database = postgres_url.rpartition("/")[2]
+    if server_version(postgres_url) >= 17:
+        postgres.execute(f"ALTER DATABASE {database} SET transaction_timeout = 100")
     for name, value in HOSTILE.items():
         postgres.execute(f"ALTER DATABASE {database} SET {name} = {value}")
 
@@ -95,6 +108,7 @@ async def test_what_the_database_prescribes_changes_nothing(postgres, postgres_u
 
     expected = {
         "client_encoding": "UTF8",
+        "client_min_messages": "warning",
         "idle_in_transaction_session_timeout": "2000",
         "lock_timeout": "3000",
         "plan_cache_mode": "force_custom_plan",
@@ -105,7 +119,7 @@ async def test_what_the_database_prescribes_changes_nothing(postgres, postgres_u
         "transaction_read_only": "off",
     }
     assert {name: shown[name] for name in expected} == expected
-    assert {one.finding for one in findings(postgres_url, monkeypatch).values()} == {Finding.OK}
+    assert sound(findings(postgres_url, monkeypatch))
 
 
 async def test_a_database_that_promises_more_than_we_do_keeps_its_promise(postgres, postgres_url):
@@ -235,3 +249,27 @@ async def test_a_server_that_ends_idle_connections_is_connected_to_anew_unseen(p
 
         assert await ledger.status("r1") == "accepted"
         assert connection.fault is None
+
+
+NOT_SYNCED = "has fsync turned off, so that a crash of its host loses what was accepted"
+SYNC = "set fsync = on in postgresql.conf, and reload it"
+
+
+async def test_a_server_that_does_not_wait_for_its_disk_is_told_once_and_by_the_doctor(postgres_url, monkeypatch):
+    with capture_logs() as said:
+        async with opened(postgres_url) as connection:
+            await Ledger(connection).accepted("a")
+
+    cause = f"{postgres_url.rpartition('@')[2]} {NOT_SYNCED}"
+    assert [(one["cause"], one["cure"]) for one in said if one["event"] == "ledger_not_synced"] == [(cause, SYNC)]
+    found = findings(postgres_url, monkeypatch)["ledger disk"]
+    assert (found.finding, found.said, found.cure) == (Finding.PROBLEM, cause, SYNC)
+
+
+async def test_a_server_that_waits_for_its_disk_is_told_nothing(monkeypatch):
+    with running_postgres(find_postgres(), "fsync=on") as server, capture_logs() as said:
+        async with opened(server.url()):
+            pass
+        assert {one.finding for one in findings(server.url(), monkeypatch).values()} == {Finding.OK}
+
+    assert [one["event"] for one in said] == ["ledger_opened"]

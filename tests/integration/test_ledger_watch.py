@@ -94,8 +94,9 @@ async def test_an_idle_process_is_unready_while_its_ledger_is_lost_and_ready_whe
             find()
             await until_ready_is(readiness, 200)
 
-    assert [one["event"] for one in logs] == ["ledger_opened", "ledger_lost", "ledger_returned"]
-    assert logs[0]["place"] in url
+    events = [one for one in logs if one["event"] != "ledger_not_synced"]  # as the tests' own server is not
+    assert [one["event"] for one in events] == ["ledger_opened", "ledger_lost", "ledger_returned"]
+    assert events[0]["place"] in url
 
 
 @pytest.mark.parametrize("url", ["postgres"], indirect=True)
