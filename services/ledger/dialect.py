@@ -2,7 +2,8 @@
 
 `{now}` is the database's clock [ms since the epoch]; `{rows: a, b}` the rows of one JSON parameter (an array of arrays)
 as a table with the named columns, `{left out: id}` those of another; `{for update}` locks what is found; `{written}`
-makes the commit wait as one that has changed something. `{spared}` is nothing, unless requests are left out (`sparing`).
+makes the commit wait as one that has changed something; `{spared}` is nothing, unless requests are left out
+(`sparing`).
 """
 
 import functools

@@ -12,7 +12,7 @@ from services.cli.checks import Finding
 from services.errors import LedgerUnavailable, Misconfigured
 from services.ledger import schema
 
-PATIENCE_S = 60
+PATIENCE_S = 20
 KEEPS_NO_HISTORY = "has triggers of the table request that are disabled or missing, so that it keeps no history"
 ENABLE = "ALTER TABLE request ENABLE TRIGGER USER, or restore the whole backup where they are missing"
 COPY = "put a whole copy of the ledger there, as SQLite's `.backup` makes it"
