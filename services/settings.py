@@ -151,8 +151,8 @@ class LocalSettings(Settings):
     data_dir: Path = Field(Path(".evenload"), description="Where the local stack keeps ledger, broker data and logs.")
     cache_dir: Path | None = Field(
         None,
-        description="Where unpacked packages are kept; by default `evenload` in the user's cache folder, or `cache` in the "
-        "data folder of a user without a home.",
+        description="Where unpacked packages are kept; by default `evenload` in the user's cache folder, or `cache` in "
+        "the data folder of a user without a home.",
     )
     first_rush: bool = Field(True, description="0 starts the local stack without its first rush hour.")
     grid: NameOrPath = Field("default", description="Grid file (TOML), or the name of one that comes along.")
