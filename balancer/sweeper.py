@@ -6,7 +6,7 @@ It never publishes: what it sends back is dispatched from the waiting room like 
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from operator import attrgetter
 from typing import TypeVar
 
@@ -14,7 +14,7 @@ from balancer.metrics import BalancerMetrics
 from services.clock import monotonic_s
 from services.crash_points import crash_point
 from services.errors import LedgerUnavailable
-from services.ledger.leases import SilenceWatch, is_lost
+from services.ledger.leases import Lease, SilenceWatch, is_lost
 from services.ledger.records import Breach, Swept
 from services.ledger.states import Status
 from services.ledger.sweeping import Sweeping
@@ -67,39 +67,56 @@ class Sweeper:
         self._lease_s = lease_s
         self._silence = SilenceWatch(lease_s)
         self._unclaimed = Patience(UNCLAIMED_AFTER_S / 2)
+        self._silent: list[Lease] = []
+        self._due: list[Hint] = []
         self._breaches = Patience(3 * AUDIT_EVERY_S)
         self._told: set[Breach] = set()
 
+    @property
+    def steps(self) -> Sequence[Callable[[], Awaitable[None]]]:
+        """The steps of a sweep, each of which may be taken at any time; they raise `LedgerUnavailable`.
+
+        What looks does not write: a look that waited for a slow write would take the time for a gap, and begin anew.
+        """
+        return (
+            self._look_at_leases,
+            self._lose_the_silent,
+            self._lose_orphans,
+            self._look_at_unclaimed,
+            self._take_back_unclaimed,
+            self._expire,
+        )
+
     async def sweep_for_ever(self) -> None:
-        """Sweep until cancelled."""
+        """Take every step again and again until cancelled, beside the others, so that none waits for another."""
+        await asyncio.gather(*map(self._repeat, self.steps))
+
+    async def _repeat(self, step: Callable[[], Awaitable[None]]) -> None:
         while True:
             try:
-                await self.sweep()
+                await step()
             except LedgerUnavailable as error:
                 log.warning("sweep_paused", cause=str(error))
             await asyncio.sleep(min(SWEEP_EVERY_S, self._lease_s * SWEEP_EVERY_LEASE))
 
-    async def sweep(self) -> None:
-        """One sweep; a step that fails holds up none of the others. Raises the last `LedgerUnavailable`."""
-        failed: LedgerUnavailable | None = None
-        for step in (self._lose_the_silent, self._lose_orphans, self._take_back_unclaimed, self._expire):
-            try:
-                await step()
-            except LedgerUnavailable as error:
-                failed = error
-        if failed is not None:
-            raise failed
-
-    async def _lose_the_silent(self) -> None:
+    async def _look_at_leases(self) -> None:
         leases = await self._ledger.leases()
         silent_s = self._silence.observe(leases, monotonic_s())
-        lost = [one for one in leases if is_lost(one, silent_s[one.substation], self._lease_s)]
-        if lost:
-            for one in lost:
-                log.warning("substation_given_up", substation=one.substation, epoch=one.epoch, holder=one.holder)
+        self._silent = [one for one in leases if is_lost(one, silent_s[one.substation], self._lease_s)]
+
+    async def _lose_the_silent(self) -> None:
+        """Give up each by itself: one whose row is locked must not keep the others. Raises the last failure."""
+        failed: LedgerUnavailable | None = None
+        for one in self._silent:
+            log.warning("substation_given_up", substation=one.substation, epoch=one.epoch, holder=one.holder)
             crash_point("sweep.read")
-            self._note(await self._ledger.lose(lost))
+            try:
+                self._note(await self._ledger.lose([one]))
+            except LedgerUnavailable as error:
+                failed = error
             crash_point("sweep.swept")
+        if failed is not None:
+            raise failed
 
     async def _lose_orphans(self) -> None:
         self._note(await self._ledger.lose_orphans())
@@ -110,13 +127,12 @@ class Sweeper:
             self._metrics.swept.labels("expired").inc(len(expired))
             log.info("requests_expired", requests=len(expired))
 
-    async def _take_back_unclaimed(self) -> None:
+    async def _look_at_unclaimed(self) -> None:
         standing = self._unclaimed.standing(await self._ledger.unclaimed(), monotonic_s())
-        due: list[Hint] = [hint for hint, for_s in standing if for_s >= UNCLAIMED_AFTER_S]
-        if due:
-            taken_back = await self._ledger.take_back(due)
-            if not taken_back:
-                return
+        self._due = [hint for hint, for_s in standing if for_s >= UNCLAIMED_AFTER_S]
+
+    async def _take_back_unclaimed(self) -> None:
+        if self._due and (taken_back := await self._ledger.take_back(self._due)):
             self._metrics.swept.labels("unclaimed").inc(len(taken_back))
             self._metrics.reassignments.labels("unclaimed").inc(len(taken_back))
             log.warning("assignments_unclaimed", requests=len(taken_back))

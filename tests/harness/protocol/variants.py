@@ -64,7 +64,7 @@ FENCE_FROM_REPLY_TIME = Variant("fence from reply time", patches=((Substation, "
 REQUEUE_AFTER_2_S = Variant(
     "requeue after 2 s", patches=((sweeper, "is_lost", lambda one, for_s, _: one.holder is not None and for_s >= 2),)
 )
-NO_SWEEP = Variant("no sweep", patches=((sweeper.Sweeper, "sweep", lambda _: asyncio.sleep(0)),))
+NO_SWEEP = Variant("no sweep", patches=((sweeper.Sweeper, "sweep_for_ever", lambda _: asyncio.Event().wait()),))
 SWEEP_IGNORES_RENEWALS = Variant(
     "the sweep's compare-and-set ignores renewals",
     rewritten=rewritten(lease_statements.LOSE, ("AND substation.renewals = r.renewals", "")),
