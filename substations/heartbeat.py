@@ -1,11 +1,12 @@
 """The heartbeat: takes the hosted substations' leases, renews them, and takes over what the ledger thinks.
 
-A beat writes progress, takes grants, and reads back sessions, bays and stops. The beats of a process's substations
-share a transaction, but each has an answer of its own. What the ledger knows and the process does not is adopted: this
-repairs lost messages, lost replies, a wiped broker and restarts.
+A beat writes progress, takes grants, and reads back sessions, bays and stops. Each substation of a process has beats of
+its own, so that none waits for another. What the ledger knows and the process does not is adopted: this repairs lost
+messages, lost replies, a wiped broker and restarts.
 """
 
 import asyncio
+import math
 import os
 import secrets
 import socket
@@ -18,6 +19,7 @@ from services.ledger.leases import Lease, SilenceWatch, silence_s
 from services.ledger.records import Beat, Heartbeat, Orders, Registration
 from services.ledger.tenancy import Tenancy
 from services.logs import get_logger
+from substations.substation import Substation
 from substations.worker import Worker
 
 log = get_logger(__name__)
@@ -26,6 +28,11 @@ ADOPT_AFTER_MS = 2_000
 """How long an assigned row may wait for its message before the heartbeat brings it."""
 LOOK_EVERY_S = 0.25
 """How often a lease is looked at that somebody else holds still, at the least."""
+HELD_OFF_SILENCES = 3
+"""For how many silences a lease that was given back is left alone. The sweep needs one to send its sessions on."""
+VAIN_RENEWALS_MAX = 3
+"""So many renewals in a row may be known too late to charge by. Then the lease is given back: the sessions that stand
+still here go on elsewhere."""
 GRANT_BEATS = 3
 """For how many beats a grant lasts: one to come, one that may be late or lost, one to be answered."""
 
@@ -62,71 +69,77 @@ class Host:
         self._lease_s = lease_s
         self._heartbeat_s = heartbeat_s
         self._is_deaf = is_deaf
-        self._watch = SilenceWatch(lease_s)
+        self._watches = {one: SilenceWatch(lease_s) for one in workers}
         self._first_seen: dict[str, Lease] = {}
         self._begun: dict[str, int] = {}
         """The last epoch that this process has begun, by substation."""
         self._told_applied: dict[str, Orders | None] = {}
+        self._vain: dict[str, set[int]] = {one: set() for one in workers}
+        """The renewals that were seen since sessions could run last, by substation."""
+        self._held_off_until_s: dict[str, float] = {}
+        """When a lease that was given back may be taken again: the sweep has sent its sessions on by then."""
         self.all_held = asyncio.Event()
         """Set once every hosted substation was ours and its lease renewed."""
 
     async def beat_for_ever(self) -> None:
         """Beat until cancelled; raises `Misconfigured` where another process holds one of the substations."""
+        count = len(self._workers)
+        parts = [number / count if count > 1 else 0.0 for number in range(1, count + 1)]
+        await asyncio.gather(*map(self._keep, self._workers, parts))
+
+    async def _keep(self, substation: str, part: float) -> None:
+        """Hold one substation, in a loop of its own: a lease that cannot be taken or renewed holds up no other.
+
+        A process writes one transaction at a time, and a call that fails may have taken long, for instance because of a
+        locked row. Then the writer is left to the others for a `part` of that time. Each substation has another part:
+        calls that fail together must not come together again.
+        """
         loop = asyncio.get_running_loop()
         while True:
             began_at = loop.time()
-            try:
-                await self.take()
-            except LedgerUnavailable as error:  # the leases that we hold must be renewed all the same
-                log.warning("lease_not_taken", cause=str(error))
-            await self.beat()
-            await asyncio.sleep(max(0.0, began_at + self.pause_s - loop.time()))
+            is_answered = await self._take_and_beat(substation)
+            took_s = loop.time() - began_at
+            left_to_others_s = 0.0 if is_answered else part * min(took_s, self._lease_s / 2)
+            await asyncio.sleep(max(left_to_others_s, self.pause_s(substation) - took_s))
 
-    def _wanted(self) -> list[str]:
-        return [one for one, worker in self._workers.items() if not worker.substation.is_held]
+    async def _take_and_beat(self, substation: str) -> bool:
+        """Whether the ledger answered."""
+        try:
+            await self.take(substation)
+        except LedgerUnavailable as error:
+            log.warning("lease_not_taken", substation=substation, cause=str(error))
+            return False
+        return await self.beat(substation)
 
-    @property
-    def pause_s(self) -> float:
+    def pause_s(self, substation: str) -> float:
         """Wall time from one beat to the next.
 
         Shorter while a lease is awaited, or orders were heard whose application has not been told yet.
         """
-        hosted = [worker.substation for worker in self._workers.values()]
-        is_hurried = any(not one.is_held or one.orders != self._told_applied.get(one.id) for one in hosted)
+        hosted = self._workers[substation].substation
+        is_hurried = not hosted.is_held or hosted.orders != self._told_applied.get(substation)
         return look_every_s(self._heartbeat_s) if is_hurried else self._heartbeat_s
 
-    async def take(self) -> None:
-        """Take the leases that are free, or have been silent for long enough; raises as `beat_for_ever`."""
-        wanted = self._wanted()
-        if not wanted:
+    async def take(self, substation: str) -> None:
+        """Take a lease that is free, or has been silent for long enough; raises as `beat_for_ever`."""
+        if self._workers[substation].substation.is_held:
             return
-        asked = await asyncio.gather(*(self._wait_for(one) for one in wanted))
-        leases = {one: lease for found in asked for one, lease in found.items() if lease is not None}
-        silent = self._watch.observe(leases.values(), monotonic_s())
-        ready = []
-        for one in (one for found in asked for one in found):
-            lease = leases.get(one)
-            is_ours = lease is not None and lease.holder == self._holder and not lease.is_released
-            if lease is not None and is_ours and lease.epoch != self._begun.get(one):
-                self._begin(one, lease.epoch)  # the answer to an earlier try was lost
-            elif lease is None or lease.is_free or is_ours or silent[one] >= silence_s(self._lease_s):
-                # An epoch that we have lost is never begun again: the ledger may not know all that we delivered in it,
-                # and a new epoch counts the open grants as delivered.
-                ready.append(self._registrations[one])
-            else:
-                self._refuse_living(lease)
-        if ready:
-            for substation, epoch in (await self._ledger.take(ready, leases, self._holder)).items():
-                self._begin(substation, epoch)
-
-    async def _wait_for(self, substation: str) -> dict[str, Lease | None]:
-        """Its lease, None where it never had one; nothing where the ledger gives no answer."""
-        try:
-            leases = await self._ledger.wait_for([substation], self._holder)
-        except LedgerUnavailable as error:
-            log.warning("lease_not_seen", substation=substation, cause=str(error))
-            return {}
-        return {substation: leases.get(substation)}
+        if monotonic_s() < self._held_off_until_s.get(substation, -math.inf):
+            return
+        leases = await self._ledger.wait_for([substation], self._holder)
+        silent_s = self._watches[substation].observe(leases.values(), monotonic_s())
+        lease = leases.get(substation)
+        is_ours = lease is not None and lease.holder == self._holder and not lease.is_released
+        if lease is not None and is_ours and lease.epoch != self._begun.get(substation):
+            self._begin(substation, lease.epoch)  # the answer to an earlier try was lost
+        elif lease is None or lease.is_free or is_ours or silent_s[substation] >= silence_s(self._lease_s):
+            # An epoch that we have lost is never begun again: the ledger may not know all that we delivered in it,
+            # and a new epoch counts the open grants as delivered.
+            taken = await self._ledger.take([self._registrations[substation]], leases, self._holder)
+            if substation in taken:
+                self._begin(substation, taken[substation])
+        else:
+            self._refuse_living(lease)
 
     def _begin(self, substation: str, epoch: int) -> None:
         self._first_seen.pop(substation, None)
@@ -146,51 +159,73 @@ class Host:
                 "start this one with other ids in EVENLOAD_SUBSTATION_IDS, or with none, and it takes one that is free"
             )
 
-    async def beat(self) -> None:
-        """Renew what we hold, and take over the ledger's answers; a substation without an answer is left as it is."""
-        told = self._beats()
-        if not told:
-            return
-        crash_point("heartbeat.sent")
-        answered = await asyncio.gather(*(self._beat_for(one) for one in told))
-        if all(answered) and not self._wanted():
-            self.all_held.set()
+    async def beat(self, substation: str) -> bool:
+        """Renew the lease if it is ours, and take over the ledger's answer; whether there was one.
 
-    async def _beat_for(self, beat: Beat) -> bool:
-        """Beat for one substation; whether the ledger answered.
-
-        Each beat is a call of its own. A beat that fails or is refused says nothing about the lease, nor about others.
+        Without an answer all is left as it is: that a beat fails or is refused says nothing about the lease.
         """
-        substation = self._workers[beat.substation].substation
-        sent_at_s = monotonic_s()
-        adopt_after_ms = 0 if self._is_deaf() else ADOPT_AFTER_MS
-        try:
-            answers = await self._ledger.beat([beat], adopt_after_ms)
-        except LedgerUnavailable as error:
-            log.warning("heartbeat_missed", substation=beat.substation, cause=str(error))
-            return False
-        crash_point("heartbeat.applied")
-        if substation.epoch != beat.epoch:
+        worker = self._workers[substation]
+        if not worker.substation.is_held:
             return True
-        if answers:
-            substation.renew(sent_at_s, self._lease_s)
-            self._told_applied[beat.substation] = beat.applied
-            _hear(self._workers[beat.substation], answers[0], beat, sent_at_s)
+        told, sent_at_s = worker.substation.beat(self._holder), monotonic_s()
+        adopt_after_ms = 0 if self._is_deaf() else ADOPT_AFTER_MS
+        crash_point("heartbeat.sent")
+        is_answered = False
+        try:
+            answers = await self._ledger.beat([told], adopt_after_ms)
+        except LedgerUnavailable as error:
+            log.warning("heartbeat_missed", substation=substation, cause=str(error))
         else:
-            log.warning("lease_lost", substation=beat.substation, sessions=len(substation.sessions))
-            substation.lose()
-        return True
+            crash_point("heartbeat.applied")
+            is_answered = True
+            if worker.substation.epoch == told.epoch:
+                self._take_over(worker, answers, told, sent_at_s)
+        if not worker.substation.is_fenced(monotonic_s()):
+            self._vain[substation].clear()
+            if all(one.substation.is_held for one in self._workers.values()):
+                self.all_held.set()
+        elif worker.substation.epoch == told.epoch:
+            await self._note_in_vain(worker.substation)
+        return is_answered
+
+    def _take_over(self, worker: Worker, answers: Sequence[Heartbeat], told: Beat, sent_at_s: float) -> None:
+        if answers:
+            worker.substation.renew(sent_at_s, self._lease_s)
+            self._told_applied[told.substation] = told.applied
+            _hear(worker, answers[0], told, sent_at_s)
+        else:
+            log.warning("lease_lost", substation=told.substation, sessions=len(worker.substation.sessions))
+            worker.substation.lose()
+
+    async def _note_in_vain(self, substation: Substation) -> None:
+        """Give the lease back where it is renewed again and again, but each answer comes behind the fence, or never.
+
+        To everybody else such a lease looks alive, so that nobody would ever take its sessions over. Where the ledger
+        is away, nobody sees a renewal, and the lease is kept.
+        """
+        vain = self._vain[substation.id]
+        try:
+            vain.update(one.renewals for one in await self._ledger.leases() if one.substation == substation.id)
+        except LedgerUnavailable:
+            return
+        if len(vain) <= VAIN_RENEWALS_MAX:
+            return
+        log.warning("lease_given_back", substation=substation.id, sessions=len(substation.sessions))
+        try:
+            await self._ledger.release([substation.beat(self._holder)])
+        except LedgerUnavailable as error:
+            log.warning("lease_left_to_the_sweep", substation=substation.id, cause=str(error))
+        vain.clear()
+        substation.lose()
+        self._held_off_until_s[substation.id] = monotonic_s() + HELD_OFF_SILENCES * silence_s(self._lease_s)
 
     async def release(self) -> None:
         """Settle all sessions and let the leases go, so that a successor need not wait; raises `LedgerUnavailable`."""
-        released = await self._ledger.release(self._beats())
+        held = [worker.substation for worker in self._workers.values() if worker.substation.is_held]
+        released = await self._ledger.release([one.beat(self._holder) for one in held])
         for substation in released:
             self._workers[substation].substation.lose()
         log.info("leases_released", substations=sorted(released))
-
-    def _beats(self) -> list[Beat]:
-        held = [worker.substation for worker in self._workers.values() if worker.substation.is_held]
-        return [one.beat(self._holder) for one in held]
 
 
 def _hear(worker: Worker, answer: Heartbeat, told: Beat, sent_at_s: float) -> None:

@@ -173,6 +173,7 @@ class Substation:
         self.stands_still = True
         self.ticked_at_s = now_s
         for session in self.sessions.values():
+            session.judge(now_s)  # whoever leaves, or was asked to stop, need not wait for a lease
             if session.end is None:
                 session.give(None, now_s, self.speed)
 

@@ -40,6 +40,13 @@ def host_of(ledger, *substations):
     return workers, Host(workers, kinds, tenancy, holder="me #1", lease_s=600.0, heartbeat_s=1.0)
 
 
+async def beat_once(host, workers):
+    """Take what is not held, and beat, for each substation."""
+    for one in workers:
+        await host.take(one)
+        await host.beat(one)
+
+
 async def charging(workers, ledger, at="west"):
     """Have a permitted and a forbidden vehicle charge there."""
     await ledger.assigned("good", to=at)
@@ -74,8 +81,7 @@ def refusals(said):
 @pytest.mark.parametrize("rule", ["progress", "renewal", "dropped renewal"])
 async def test_a_beat_that_is_refused_loses_no_lease_and_delivers_no_energy_twice(ledger, path, forbid, rule):
     workers, host = host_of(ledger, "west", "east")
-    await host.take()
-    await host.beat()
+    await beat_once(host, workers)
     await charging(workers, ledger)
     west = workers["west"].substation
     if rule == "progress":
@@ -87,8 +93,7 @@ async def test_a_beat_that_is_refused_loses_no_lease_and_delivers_no_energy_twic
     with capture_logs() as said:
         for _ in range(4):
             pass_time(west, 2)
-            await host.take()
-            await host.beat()
+            await beat_once(host, workers)
 
     told = {line["event"] for line in said}
     assert not told & {"lease_lost", "substation_taken", "sessions_adopted"}
@@ -103,15 +108,13 @@ async def test_a_beat_that_is_refused_loses_no_lease_and_delivers_no_energy_twic
 async def test_an_epoch_that_was_lost_is_never_begun_again_by_its_holder(ledger, path):
     """Its sessions would begin again at the ledger's figures, below what was delivered since the last beat."""
     workers, host = host_of(ledger, "west")
-    await host.take()
-    await host.beat()
+    await beat_once(host, workers)
     await charging(workers, ledger)
     west = workers["west"].substation
     pass_time(west, 2)
     west.lose()
 
-    await host.take()
-    await host.beat()
+    await beat_once(host, workers)
 
     assert west.epoch == 2
     granted = dict(asked(path, "SELECT id, energy_delivered_j FROM request"))
@@ -137,8 +140,7 @@ async def test_a_lease_that_cannot_be_taken_keeps_no_other_from_being_renewed(le
 @pytest.mark.parametrize("aloud", [True, False])
 async def test_an_end_that_is_refused_keeps_its_connector_beside_one_that_is_written(ledger, path, forbid, aloud):
     workers, host = host_of(ledger, "west")
-    await host.take()
-    await host.beat()
+    await beat_once(host, workers)
     await charging(workers, ledger)
     forbid("UPDATE", "request", f"{IS_FORBIDDEN} AND NEW.status = 'stopped'", aloud=aloud)
     west = workers["west"].substation

@@ -37,7 +37,7 @@ def host(one, ledger, **more):
 
 
 async def heartbeat(one, ledger, **more):
-    await host(one, ledger, **more).beat()
+    await host(one, ledger, **more).beat("north")
     await one.settle()
 
 
@@ -211,7 +211,7 @@ async def test_a_heartbeat_empties_the_bay_of_who_was_cancelled(ledger):
     await one.take_in([A, B, C])
     await ledger.intake.withdraw("b")
 
-    await host(one, ledger).beat()
+    await host(one, ledger).beat("north")
 
     assert one.substation.in_bays == [C]
 
@@ -221,7 +221,7 @@ async def test_a_heartbeat_leaves_the_bay_to_who_came_after_it_was_sent(ledger):
     await ledger.assigned("a")
     await one.take_in([A])
     answer = ledger.hold("beat")
-    beating = asyncio.create_task(host(one, ledger).beat())
+    beating = asyncio.create_task(host(one, ledger).beat("north"))
     await answer.ready()
     await ledger.assigned("b")
     await one.take_in([B])
@@ -297,12 +297,12 @@ async def test_a_lease_that_nobody_holds_is_taken_at_once_and_stands_still_until
     one = worker(ledger)
     process = host(one, ledger)
 
-    await process.take()
+    await process.take("north")
     assert one.substation.is_held
     assert one.substation.is_fenced(clock.now_s)
     assert not process.all_held.is_set()
 
-    await process.beat()
+    await process.beat("north")
     assert process.all_held.is_set()
     assert not one.substation.is_fenced(clock.now_s + 4.99)
     assert one.substation.is_fenced(clock.now_s + 5.0)
@@ -313,10 +313,10 @@ async def test_a_lease_that_stands_still_is_taken_after_lease_and_margin_and_not
     one = worker(ledger)
     process = host(one, ledger)
     for _ in range(24):
-        await process.take()
+        await process.take("north")
         assert not one.substation.is_held
         clock.now_s += 0.25
-    await process.take()
+    await process.take("north")
 
     assert one.substation.epoch == 2
 
@@ -324,12 +324,12 @@ async def test_a_lease_that_stands_still_is_taken_after_lease_and_margin_and_not
 async def test_a_process_whose_like_is_alive_gives_up_and_names_it(ledger, clock):
     await ledger.take(registration(), holder=SOMEBODY)
     process = host(worker(ledger), ledger)
-    await process.take()
+    await process.take("north")
     clock.now_s += 1
     await ledger.beat(holder=SOMEBODY)
 
     with pytest.raises(Misconfigured, match=r"substations-1 \(process 7 on here\), which is alive"):
-        await process.take()
+        await process.take("north")
 
 
 async def test_a_taking_whose_answer_was_lost_is_recognised(ledger, clock):
@@ -337,10 +337,10 @@ async def test_a_taking_whose_answer_was_lost_is_recognised(ledger, clock):
     process = host(one, ledger)
     ledger.unanswered = {"take"}
     with pytest.raises(LedgerUnavailable):
-        await process.take()
+        await process.take("north")
 
-    await process.take()
-    await process.beat()
+    await process.take("north")
+    await process.beat("north")
 
     assert (one.substation.epoch, process.all_held.is_set()) == (1, True)
 
@@ -348,13 +348,13 @@ async def test_a_taking_whose_answer_was_lost_is_recognised(ledger, clock):
 async def test_a_process_that_lost_its_lease_drops_everything(ledger, clock):
     one = worker(ledger)
     process = host(one, ledger)
-    await process.take()
+    await process.take("north")
     await ledger.claimed("a")
-    await process.beat()
+    await process.beat("north")
     assert sessions(one) == {"a"}
     await ledger.sweeping.lose(await ledger.sweeping.leases())
 
-    await process.beat()
+    await process.beat("north")
 
     assert (one.substation.is_held, one.substation.sessions) == (False, {})
     assert one.substation.is_fenced(clock.now_s)
@@ -363,9 +363,9 @@ async def test_a_process_that_lost_its_lease_drops_everything(ledger, clock):
 async def test_the_fence_counts_from_when_the_beat_was_sent_not_from_its_answer(ledger, clock):
     one = worker(ledger)
     process = host(one, ledger)
-    await process.take()
+    await process.take("north")
     answer = ledger.hold("beat")
-    beating = asyncio.create_task(process.beat())
+    beating = asyncio.create_task(process.beat("north"))
     await answer.ready()
     clock.now_s += 3
 
@@ -378,9 +378,9 @@ async def test_the_fence_counts_from_when_the_beat_was_sent_not_from_its_answer(
 async def test_the_answer_to_a_beat_of_an_earlier_tenure_renews_nothing(ledger, clock):
     one = worker(ledger)
     process = host(one, ledger)
-    await process.take()
+    await process.take("north")
     answer = ledger.hold("beat")
-    beating = asyncio.create_task(process.beat())
+    beating = asyncio.create_task(process.beat("north"))
     await answer.ready()
     one.substation.begin(2)
 
@@ -394,13 +394,13 @@ async def test_the_answer_to_a_beat_of_an_earlier_tenure_renews_nothing(ledger, 
 async def test_orders_are_told_as_applied_without_waiting_for_the_next_beat(ledger, clock):
     one = worker(ledger)
     process = host(one, ledger)
-    await process.take()
-    await process.beat()
-    assert process.pause_s == look_every_s(HEARTBEAT_S) < HEARTBEAT_S
+    await process.take("north")
+    await process.beat("north")
+    assert process.pause_s("north") == look_every_s(HEARTBEAT_S) < HEARTBEAT_S
 
     one.substation.tick(clock.now_s)
-    await process.beat()
-    assert process.pause_s == HEARTBEAT_S
+    await process.beat("north")
+    assert process.pause_s("north") == HEARTBEAT_S
 
 
 async def test_a_beat_brings_an_assignment_at_once_while_no_message_can_come(ledger):

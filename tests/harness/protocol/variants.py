@@ -33,14 +33,13 @@ def _own_clock_s():
 _beat, _observe = Host.beat, SilenceWatch.observe
 
 
-async def _beat_with_a_wall_clock(host):
+async def _beat_with_a_wall_clock(host, substation):
     """Stamps its wall clock on each lease that it renews, for others to compare with theirs."""
     process = asyncio.get_running_loop().process
     sent_at_s = process.clock.wall_s()
-    await _beat(host)
-    for one, worker in process.workers.items():
-        if worker.substation.is_held:
-            process.connection.ledger.notes[one] = sent_at_s
+    await _beat(host, substation)
+    if process.workers[substation].substation.is_held:
+        process.connection.ledger.notes[substation] = sent_at_s
 
 
 def _observe_wall_clocks(_watch, leases, _replied_at_s):
