@@ -1,6 +1,5 @@
 """What one scrape says of a substation: parsed and judged, pure."""
 
-import math
 from dataclasses import dataclass
 
 from prometheus_client.parser import text_string_to_metric_families
@@ -20,6 +19,8 @@ WANTED = (
     "snapshot_sequence",
     "operative",
 )
+VALUE_MAX = 2**53
+"""Beyond it a float does not tell one whole number from the next, and soon no database takes the number any more."""
 METRIC_NAMES = tuple(PREFIX + name for name in WANTED)
 
 
@@ -54,8 +55,8 @@ class Reading:
 def parse_readings(exposition: str, taken_at_s: float) -> dict[str, Reading]:
     """The readings in one process's exposition, by substation.
 
-    Raises `BadReading` for text that is no exposition, and for a doubled, missing, negative or non-finite value:
-    a half-trusted load would attract traffic.
+    Raises `BadReading` for text that is no exposition, and for a value that is doubled, missing, negative, huge or not
+    finite, or a count that is no whole number: a half-trusted load would attract traffic.
     """
     values: dict[str, dict[str, float]] = {}
     try:
@@ -67,7 +68,7 @@ def parse_readings(exposition: str, taken_at_s: float) -> dict[str, Reading]:
                 name = sample.name.removeprefix(PREFIX)
                 if name == "ends_total":  # one series per reason
                     ends = values.setdefault(substation, {})
-                    ends[name] = ends.get(name, 0.0) + _sound(name, sample.value)
+                    ends[name] = _sound(name, ends.get(name, 0.0) + _sound(name, sample.value))
                     continue
                 theirs = values.setdefault(substation, {})
                 if name in theirs:
@@ -83,7 +84,7 @@ def parse_readings(exposition: str, taken_at_s: float) -> dict[str, Reading]:
 
 
 def _sound(name: str, value: float) -> float:
-    if not math.isfinite(value) or value < 0:
+    if not 0 <= value <= VALUE_MAX or not (name.endswith("_watts") or value % 1 == 0):
         raise BadReading(f"{name} is {value}")
     return value
 

@@ -21,14 +21,14 @@ QUERY = [("name[]", name) for name in METRIC_NAMES]
 
 
 class Scraper:
-    """One loop per process address, each at its own phase; `on_readings` gets what a scrape brought."""
+    """One loop per process address, each at its own phase; `on_readings` gets the address and what it told."""
 
     def __init__(
         self,
         session: aiohttp.ClientSession,
         interval_s: float,
         scrapes: Counter,
-        on_readings: Callable[[dict[str, Reading]], None],
+        on_readings: Callable[[str, dict[str, Reading]], None],
     ) -> None:
         self._session = session
         self._interval_s = interval_s
@@ -59,7 +59,7 @@ class Scraper:
         while True:
             readings = await self.scrape(address)
             if readings:
-                self._on_readings(readings)
+                self._on_readings(address, readings)
             next_at = max(next_at + self._interval_s, clock.time() - self._interval_s)
             await asyncio.sleep(max(0.0, next_at - clock.time()))
 

@@ -10,6 +10,7 @@ from balancer.scraper import Scraper
 from services.clock import monotonic_s, wall_ms
 from services.errors import BrokerUnavailable, LedgerUnavailable, Unroutable
 from services.ledger.dispatch import Dispatch
+from services.ledger.records import RegisteredSubstation
 from services.logs import get_logger
 
 log = get_logger(__name__)
@@ -30,8 +31,7 @@ class Watcher:
         self._table = table
         self._metrics = metrics
         self._stale_after_s = stale_after_s
-        self._zones: dict[str, str | None] = {}
-        self._without_lease: set[str] = set()
+        self._registry: dict[str, RegisteredSubstation] = {}
         self._fresh: dict[str, Reading] = {}
         self._due = asyncio.Event()
         self.look_again = asyncio.Event()
@@ -39,9 +39,17 @@ class Watcher:
         self.is_broker_away = False
         """Whether the broker did not take the load table when it was told last: then it brings no messages either."""
 
-    def take(self, readings: dict[str, Reading]) -> None:
-        """Note what a scrape brought; it counts from the next refresh on."""
-        self._fresh.update(readings)
+    def take(self, address: str, readings: dict[str, Reading]) -> None:
+        """Note what the scrape of `address` brought; it counts from the next refresh on.
+
+        An address speaks only for the substations that are registered there, and for no epoch beyond the registered
+        one: one wrong line would else keep all true readings of a substation out, because they look older.
+        """
+        registered = {one.substation: one.epoch for one in self._registry.values() if one.metrics_url == address}
+        true = {one: it for one, it in readings.items() if it.epoch <= registered.get(one, -1)}
+        if len(true) < len(readings):
+            log.info("readings_not_counted", address=address, substations=sorted(readings.keys() - true.keys()))
+        self._fresh.update(true)
         self._due.set()
 
     def estimates(self) -> list[Estimate]:
@@ -60,8 +68,7 @@ class Watcher:
             except LedgerUnavailable as error:
                 log.warning("registry_left_stale", cause=str(error))
             else:
-                self._zones = {one.substation: one.zone for one in registry}
-                self._without_lease = {one.substation for one in registry if not one.has_lease}
+                self._registry = {one.substation: one for one in registry}
                 scraper.follow(registry)
             await asyncio.sleep(REGISTRY_EVERY_S)
 
@@ -89,7 +96,9 @@ class Watcher:
         except LedgerUnavailable:
             self._fresh = readings | self._fresh
             raise
-        self._table.refresh(readings, self._zones, unseen, since, without_lease=self._without_lease)
+        zones = {one.substation: one.zone for one in self._registry.values()}
+        without_lease = {one.substation for one in self._registry.values() if not one.has_lease}
+        self._table.refresh(readings, zones, unseen, since, without_lease=without_lease)
         self._metrics.show(self.estimates())
         self.look_again.set()
 

@@ -72,7 +72,7 @@ async def test_failure_19_a_hostile_exporter_is_rejected_as_a_whole(answer, resu
     registry = CollectorRegistry()
     try:
         async with aiohttp.ClientSession() as http, asyncio.timeout(30):
-            scraper = Scraper(http, 1.0, BalancerMetrics(registry).scrapes, lambda _readings: None)
+            scraper = Scraper(http, 1.0, BalancerMetrics(registry).scrapes, lambda *_: None)
             readings = await scraper.scrape(f"http://127.0.0.1:{runner.addresses[0][1]}")
     finally:
         await runner.cleanup()

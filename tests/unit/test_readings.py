@@ -87,10 +87,23 @@ def test_other_metrics_of_the_same_process_are_passed_over():
 
 
 @pytest.mark.parametrize("name", SOUND)
-@pytest.mark.parametrize("value", ["NaN", "+Inf", "-Inf", "-1", "-0.001"])
+@pytest.mark.parametrize("value", ["NaN", "+Inf", "-Inf", "-1", "-0.001", "1e300", "9.3e18", "9007199254740994"])
 def test_what_no_meter_can_show_makes_the_scrape_untrustworthy(name, value):
     with pytest.raises(BadReading, match=name):
         parse_readings(exposition(**{name: value}), 0.0)
+
+
+@pytest.mark.parametrize("name", [one for one in SOUND if not one.endswith("_watts")])
+def test_a_count_that_is_no_whole_number_makes_the_scrape_untrustworthy(name):
+    with pytest.raises(BadReading, match=f"{name} is 1.5"):
+        parse_readings(exposition(**{name: 1.5}), 0.0)
+
+
+def test_ends_whose_sum_is_too_large_make_the_scrape_untrustworthy():
+    more = "".join(f'{PREFIX}ends_total{{substation="north",reason="{number}"}} {2**52}\n' for number in range(3))
+
+    with pytest.raises(BadReading, match="ends_total"):
+        parse_readings(exposition() + more, 0.0)
 
 
 @pytest.mark.parametrize("name", SOUND)

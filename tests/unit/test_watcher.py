@@ -62,14 +62,15 @@ class Parts:
         following.cancel()
         await asyncio.gather(following, return_exceptions=True)
 
-    def scraped(self, sequence, *, demand_w=0.0, claims_total=0):
+    def scraped(self, sequence, *, demand_w=0.0, claims_total=0, of="north", epoch=1, at="http://127.0.0.1:1"):
         self.watcher.take(
+            at,
             {
-                "north": Reading(
-                    "north", 1, sequence, 0.0, demand_w, 304_000.0, 1_380.0, 0, 40, 10, claims_total, 0,
+                of: Reading(
+                    of, epoch, sequence, 0.0, demand_w, 304_000.0, 1_380.0, 0, 40, 10, claims_total, 0,
                     operative=True, taken_at_s=monotonic_s(),
                 )
-            }
+            },
         )  # fmt: skip
 
 
@@ -135,6 +136,44 @@ async def test_a_substation_without_a_lease_is_known_as_such_and_a_stranger_not_
     await parts.register()
     await parts.watcher.refresh()
     assert parts.watcher.estimates() == []
+
+
+SOUTH = RegisteredSubstation("south", "hills", 1, "http://127.0.0.1:2", has_lease=True)
+
+
+@pytest.mark.parametrize(
+    "lie",
+    [
+        {"of": "north", "epoch": 900, "at": SOUTH.metrics_url},
+        {"of": "north", "epoch": 1, "at": SOUTH.metrics_url},
+        {"of": "north", "epoch": 1, "at": "http://127.0.0.1:3"},
+        {"of": "north", "epoch": 2, "at": NORTH.metrics_url},
+        {"of": "nobody", "epoch": 1, "at": NORTH.metrics_url},
+    ],
+    ids=["another's, far ahead", "another's", "from nowhere", "its own, ahead", "a stranger's"],
+)
+async def test_a_wrong_line_counts_nowhere_and_true_readings_go_on_counting(parts, lie):
+    await parts.register(NORTH, SOUTH)
+    parts.scraped(1, demand_w=1_000.0)
+    parts.scraped(1_000, demand_w=2_000.0, **lie)
+    await parts.watcher.refresh()
+    assert {one.substation: one.demand_w for one in parts.watcher.estimates()} == {"north": 1_000}
+
+    parts.scraped(2, demand_w=3_000.0)
+    parts.scraped(1, of="south", at=SOUTH.metrics_url)
+    await parts.watcher.refresh()
+    assert {one.substation: one.demand_w for one in parts.watcher.estimates()} == {"north": 3_000, "south": 0}
+
+
+async def test_a_new_epoch_counts_as_soon_as_it_is_registered(parts):
+    parts.scraped(7, demand_w=1_000.0)
+    await parts.watcher.refresh()
+    await parts.register(RegisteredSubstation("north", "hills", 2, "http://127.0.0.1:9", has_lease=True))
+
+    parts.scraped(1, demand_w=2_000.0, epoch=2, at="http://127.0.0.1:9")
+    await parts.watcher.refresh()
+
+    assert parts.watcher.estimate("north").demand_w == 2_000
 
 
 @pytest.mark.parametrize("fault", [BrokerUnavailable("away"), Unroutable("nobody listens")])
