@@ -4,7 +4,7 @@ Each first changes the substation's row, which is what claims and rivals are ord
 are requests moved. See `dialect` for the holes.
 """
 
-from services.ledger.states import INTERRUPTIONS_MAX
+from services.ledger.states import INTERRUPTIONS_MAX, RETURNS_MAX, Reason
 
 LEASES = "SELECT id AS substation, epoch, renewals, holder, released, heir FROM substation"
 LEASES_OF = f"{LEASES} WHERE id IN (SELECT id FROM {{rows: id}} AS r)"
@@ -78,6 +78,13 @@ RETURNING request.id
 _WAIT_ANEW = """CASE WHEN request.departs_at_ms < {now} + request.wait_max_ms THEN request.departs_at_ms
          WHEN request.wait_until_ms > {now} + request.wait_max_ms THEN request.wait_until_ms
          ELSE {now} + request.wait_max_ms END"""
+# But whoever comes back again and again without being charged must end: no rule of the database may forbid its claim, and
+# no substation die of it, for ever.
+_WAIT_ON_RETURN = f"""CASE WHEN {RETURNS_MAX} <= (
+             SELECT count(*) FROM transition AS t
+             WHERE t.request_id = request.id AND t.status = 'accepted'
+               AND t.reason IN ('{Reason.UNCLAIMED}', '{Reason.SUBSTATION_LOST}'))
+         THEN request.wait_until_ms ELSE {_WAIT_ANEW} END"""
 
 
 def _interrupted(goes_on: str, why: str) -> str:
@@ -151,7 +158,7 @@ RETURNING request.id, request.status, request.reason
 SEND_BACK = f"""
 UPDATE request
 SET status = 'accepted', reason = 'substation_lost', substation = NULL, changed_at_ms = {{now}},
-    wait_until_ms = {_WAIT_ANEW}
+    wait_until_ms = {_WAIT_ON_RETURN}
 FROM {{rows: substation}} AS r
 WHERE request.status = 'assigned' AND request.substation = r.substation {{spared}}
 RETURNING request.id, request.status, request.reason
@@ -173,7 +180,7 @@ WHERE q.status = 'assigned' AND (s.id IS NULL OR q.bay_epoch IS NULL OR q.bay_ep
 TAKE_BACK = f"""
 UPDATE request
 SET status = 'accepted', reason = 'unclaimed', substation = NULL, changed_at_ms = {{now}},
-    wait_until_ms = {_WAIT_ANEW}
+    wait_until_ms = {_WAIT_ON_RETURN}
 FROM {{rows: id, attempt}} AS r
 WHERE request.id = r.id AND request.status || '' = 'assigned' AND request.attempt = r.attempt
   AND NOT EXISTS (SELECT 1 FROM substation AS s WHERE s.id = request.substation AND s.epoch = request.bay_epoch)

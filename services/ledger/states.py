@@ -33,6 +33,9 @@ FOLLOWERS: dict[Status, frozenset[Status]] = {
 INTERRUPTIONS_MAX = 10
 """So often a session may lose its substation and go on; after the next time it has failed."""
 
+RETURNS_MAX = 10
+"""So often a request that comes back from a substation has its whole wait before it again; after that the wait runs on."""
+
 
 class Reason(StrEnum):
     """Why a transition happened, as the history tells it."""
