@@ -87,22 +87,27 @@ class Substation:
         return self.orders is None or self.orders.operative
 
     @property
-    def free_connectors(self) -> int:
-        """Connectors that another session may take: none holds them, and the limit has a floor's power for it."""
+    def usable_connectors(self) -> int:
+        """Connectors at which it lets vehicles charge: the limit has a floor's power for each; none while drained."""
         if not self.is_operative:
             return 0
         limit_w = self.limit_w if self.orders is None else min(self.limit_w, self.orders.limit_w)
-        return min(self.connectors, limit_w // max(1, self.floor_w)) - len(self.sessions)
+        return min(self.connectors, limit_w // max(1, self.floor_w))
+
+    @property
+    def free_connectors(self) -> int:
+        """Usable connectors that no session holds."""
+        return max(0, self.usable_connectors - len(self.sessions))
 
     def park(self, held: Sequence[Hint]) -> list[Hint]:
         """Fill the bays from `held`, what is assigned to us still, in its order; returns those that find none.
 
-        One that takes no vehicles has no bays either. Who stands in a bay already is not overtaken by who comes; who is
+        Where no connector is usable, there are no bays either: elsewhere there may be one. Who stands in a bay already is not overtaken by who comes; who is
         not held any more leaves its bay.
         """
         standing = set(self.in_bays)
         ordered = sorted(held, key=lambda hint: hint not in standing)  # stable: else in the order of `held`
-        bays = self.bays if self.is_operative else 0
+        bays = self.bays if self.usable_connectors > 0 else 0
         self.in_bays = ordered[:bays]
         return ordered[bays:]
 

@@ -64,6 +64,7 @@ class Worker:
                 substation.id,
                 epoch,
                 substation.free_connectors,
+                usable=substation.usable_connectors,
                 in_bays=substation.in_bays,
                 grant_s=substation.grant_s,
             )
@@ -82,14 +83,14 @@ class Worker:
                 log.info("requests_declined", substation=substation.id, requests=len(declined), reason=reason)
 
     async def serve_bays(self) -> None:
-        """Let those in bays take the connectors that are free by now; one that takes no vehicles sends them back.
+        """Let those in bays take the connectors that are free by now; where none is usable, they are sent back.
 
         An absent ledger leaves it to the heartbeat.
         """
         substation = self.substation
         if not substation.in_bays or self._is_leaving:
             return
-        if substation.free_connectors > 0 or not substation.is_operative:
+        if substation.free_connectors > 0 or substation.usable_connectors == 0:
             try:
                 await self.take_in([])
             except LedgerUnavailable as error:

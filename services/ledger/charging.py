@@ -24,14 +24,15 @@ class Charging(Protocol):
         epoch: int,
         places: int,
         *,
+        usable: int | None = None,
         in_bays: Collection[Hint] = (),
         grant_s: int = 0,
     ) -> Claims:
         """Assigned to us at that attempt → charging in our epoch; who stands in a bay first, then in the room's order.
 
-        At most `places` of them, and never more than the ledger itself counts free connectors. Each gets a first grant
-        of energy for `grant_s` of session time. One that an earlier call has claimed, whose answer was lost, is among
-        the claimed.
+        At most `places` of them, and never more than the ledger itself counts free connectors; where `usable` is given, it
+        counts only so many of the substation's connectors. Each gets a first grant of energy for `grant_s` of session
+        time. One that an earlier call has claimed, whose answer was lost, is among the claimed.
         """
 
     async def decline(self, hints: Sequence[Hint], substation: str, reason: Reason = Reason.DECLINED) -> set[str]:
@@ -101,6 +102,7 @@ class LedgerCharging:
         epoch: int,
         places: int,
         *,
+        usable: int | None = None,
         in_bays: Collection[Hint] = (),
         grant_s: int = 0,
     ) -> Claims:
@@ -108,7 +110,10 @@ class LedgerCharging:
 
         async def ask(some: Sequence[Hint], most: int) -> Claims:
             rows: list[Row] = [
-                {"id": one.request_id, "values": [*one, substation, epoch, max(0, most), grant_s, int(one in in_bays)]}
+                {
+                    "id": one.request_id,
+                    "values": [*one, substation, epoch, max(0, most), usable, grant_s, int(one in in_bays)],
+                }
                 for one in some
             ]
             answer = await self._connection.write(CLAIM, rows)

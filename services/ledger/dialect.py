@@ -33,6 +33,7 @@ INTEGER_COLUMNS = frozenset(
         "number",
         "operative",
         "places",
+        "usable",
         "power_max_w",
         "priority",
         "rated_w",

@@ -78,8 +78,8 @@ RETURNING request.id
 _WAIT_ANEW = """CASE WHEN request.departs_at_ms < {now} + request.wait_max_ms THEN request.departs_at_ms
          WHEN request.wait_until_ms > {now} + request.wait_max_ms THEN request.wait_until_ms
          ELSE {now} + request.wait_max_ms END"""
-# But whoever comes back again and again without being charged must end: no rule of the database may forbid its claim, and
-# no substation die of it, for ever.
+# But a request that always comes back must end, too: perhaps a rule of the database forbids its claim, or every
+# substation dies of it.
 _WAIT_ON_RETURN = f"""CASE WHEN {RETURNS_MAX} <= (
              SELECT count(*) FROM transition AS t
              WHERE t.request_id = request.id AND t.status = 'accepted'

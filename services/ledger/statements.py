@@ -305,11 +305,12 @@ SET status = 'charging', reason = 'claimed', epoch = r.epoch, claim_number = r.c
              ELSE request.energy_delivered_j + request.power_max_w * r.grant_s END
 FROM (
     SELECT q.id, q.attempt, s.id AS substation, s.epoch, s.claims_total, c.places, c.grant_s,
-           s.connectors - (SELECT count(*) FROM request AS o
-                           WHERE o.status = 'charging' AND o.substation = s.id) AS connectors_free,
+           CASE WHEN c.usable < s.connectors THEN c.usable ELSE s.connectors END
+               - (SELECT count(*) FROM request AS o
+                  WHERE o.status = 'charging' AND o.substation = s.id) AS connectors_free,
            row_number() OVER (PARTITION BY s.id ORDER BY c.stands_in_bay DESC, q.priority DESC, q.wait_until_ms,
                                                          q.arrival) AS place
-    FROM {rows: id, attempt, substation, epoch, places, grant_s, stands_in_bay} AS c
+    FROM {rows: id, attempt, substation, epoch, places, usable, grant_s, stands_in_bay} AS c
     JOIN request AS q ON q.id = c.id
     JOIN substation AS s ON s.id = c.substation
     WHERE q.status || '' = 'assigned' AND q.attempt = c.attempt AND q.substation = c.substation AND s.epoch = c.epoch

@@ -34,7 +34,7 @@ INTERRUPTIONS_MAX = 10
 """So often a session may lose its substation and go on; after the next time it has failed."""
 
 RETURNS_MAX = 10
-"""So often a request that comes back from a substation has its whole wait before it again; after that the wait runs on."""
+"""So often a request that comes back from a substation has its whole wait before it again. Then the wait runs on."""
 
 
 class Reason(StrEnum):

@@ -35,6 +35,17 @@ async def test_the_ledger_claims_in_the_order_of_the_waiting_room_as_many_as_the
     assert [one.request_id for one in claims.held] == ["early", "late"]
 
 
+async def test_the_ledger_counts_the_usable_connectors_itself(ledger):
+    """Whoever asks does not know yet what a call without an answer has claimed."""
+    await ledger.take(registration(connectors=4))
+    await ledger.assigned(*PEOPLE)
+    hints = [Hint(one, 1) for one in PEOPLE]
+
+    for usable, claimed in ((0, 0), (2, 2), (2, 2), (3, 3), (9, 4), (1, 4)):
+        claims = await ledger.charging.claim(hints, "north", 2, 4, usable=usable)
+        assert len(claims.claimed) == claimed
+
+
 async def test_asking_again_claims_no_more_than_there_are_connectors(ledger):
     await ledger.take(registration("north", connectors=2))
     await ledger.assigned("a", "b", "c", "d")

@@ -37,7 +37,7 @@ class Ledger:
     async def meanwhile(self):
         """What happens before the answer arrives."""
 
-    async def claim(self, hints, substation, epoch, places, *, in_bays, grant_s):
+    async def claim(self, hints, substation, epoch, places, *, usable, in_bays, grant_s):
         self.asked += hints
         await self.meanwhile()
         return self.claims

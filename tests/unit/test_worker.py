@@ -7,7 +7,7 @@ import pytest
 from harness.ledger import registration
 
 from services.errors import LedgerUnavailable, Misconfigured
-from services.ledger.records import Beat
+from services.ledger.records import Assignment, Beat
 from services.ledger.states import Reason, Status
 from services.messages import Hint
 from substations.heartbeat import Host, look_every_s
@@ -141,6 +141,24 @@ async def test_asking_again_after_a_lost_answer_fills_no_connector_twice(ledger)
     assert (sessions(one), one.substation.in_bays) == ({"a"}, [B])
 
 
+async def test_asking_again_after_lost_answers_claims_no_more_than_the_limit_has_floors_for(ledger):
+    await ledger.take(registration(connectors=40, bays=20), holder=ME)
+    one = worker(ledger, 40, 20, epoch=1, fence_at_s=math.inf, limit_w=6_900, floor_w=1_380)
+    names = [f"r{number:02d}" for number in range(20)]
+    await ledger.assigned(*names)
+    ledger.unanswered = {"claim"}
+    for _ in range(2):
+        with pytest.raises(LedgerUnavailable):
+            await one.take_in([Hint(name, 1) for name in names])
+    ledger.unanswered = set()
+
+    await one.take_in([Hint(name, 1) for name in names])
+
+    assert sessions(one) == set(names[:5])
+    assert one.substation.in_bays == [Hint(name, 1) for name in names[5:]]
+    assert ledger.rows("SELECT count(*) FROM request WHERE status = 'charging'") == [(5,)]
+
+
 async def test_what_a_tenure_has_claimed_is_nothing_to_the_one_after_it(ledger):
     one = await holding(ledger, bays=1)
     await ledger.assigned("a", "b")
@@ -261,6 +279,43 @@ async def test_a_substation_that_is_drained_sends_back_who_stands_in_its_bays(le
     assert (sessions(one), one.substation.in_bays) == ({"a"}, [])
     last = (await ledger.history("b"))[-1]
     assert (last.status, last.reason) == (Status.ACCEPTED, Reason.DRAINED)
+
+
+@pytest.mark.parametrize(("limit_w", "is_given_back"), [(0, True), (1_379, True), (1_380, False)])
+async def test_a_limit_below_one_floor_sends_back_who_stands_in_a_bay(ledger, limit_w, is_given_back):
+    await ledger.take(registration(connectors=1, bays=1), holder=ME)
+    one = worker(ledger, 1, 1, epoch=1, fence_at_s=math.inf, floor_w=1_380)
+    await ledger.assigned("a", "b")
+    await one.take_in([A, B])
+    assert one.substation.in_bays == [B]
+
+    await ledger.operating.order_limit("north", limit_w, None)
+    await heartbeat(one, ledger)
+
+    assert sessions(one) == {"a"}
+    assert one.substation.in_bays == ([] if is_given_back else [B])
+    last = (await ledger.history("b"))[-1]
+    expected = (Status.ACCEPTED, Reason.DECLINED) if is_given_back else (Status.ASSIGNED, Reason.DISPATCHED)
+    assert (last.status, last.reason) == expected
+
+
+async def test_who_comes_while_the_limit_is_below_one_floor_is_sent_back_and_after_that_charged(ledger):
+    await ledger.take(registration(connectors=1, bays=1), holder=ME)
+    one = worker(ledger, 1, 1, epoch=1, fence_at_s=math.inf, floor_w=1_380)
+    await ledger.operating.order_limit("north", 0, None)
+    await heartbeat(one, ledger)
+    await ledger.assigned("a")
+    await one.take_in([A])
+    assert (await ledger.status("a"), one.substation.in_bays) == (Status.ACCEPTED, [])
+
+    await ledger.operating.order_limit("north", None, None)
+    one.tick(0.0)
+    await heartbeat(one, ledger)
+    one.tick(0.0)
+    assert await ledger.dispatch.assign([Assignment("a", 1, "north")]) == {"a"}
+    await one.take_in([Hint("a", 2)])
+
+    assert sessions(one) == {"a"}
 
 
 # --- the lease ----------------------------------------------------------------------------------------------------
