@@ -57,6 +57,25 @@ class Patience:
         return [(one, now_s - self._since_s[one]) for one in things]
 
 
+class SteadyClock:
+    """The database's clock without its steps forward: it goes no faster than the observer's own clock. Pure.
+
+    A step back is followed. So it is never later than the database's clock, and whatever it calls old, is old.
+    """
+
+    def __init__(self) -> None:
+        self._last: tuple[float, float] | None = None
+        """Its time [ms], and the observer's clock [s], at the last look."""
+
+    def look(self, database_ms: int, now_s: float) -> int:
+        """Its time [ms], where the database's clock and the observer's own show these."""
+        steady_ms = float(database_ms)
+        if self._last is not None:
+            steady_ms = min(steady_ms, self._last[0] + (now_s - self._last[1]) * 1000)
+        self._last = steady_ms, now_s
+        return int(steady_ms)
+
+
 class Sweeper:
     """One balancer's sweep; `look_again` is set where something came back to the waiting room."""
 
@@ -69,6 +88,7 @@ class Sweeper:
         self._unclaimed = Patience(UNCLAIMED_AFTER_S / 2)
         self._silent: list[Lease] = []
         self._due: list[Hint] = []
+        self._clock = SteadyClock()
         self._breaches = Patience(3 * AUDIT_EVERY_S)
         self._told: set[Breach] = set()
 
@@ -148,11 +168,15 @@ class Sweeper:
             self._look_again.set()
 
     async def forget_for_ever(self, retention_ms: int) -> None:
-        """Delete what ended longer ago than `retention_ms`, a little at a time, until cancelled."""
+        """Delete what ended longer ago than `retention_ms`, a little at a time, until cancelled.
+
+        A step of the database's clock makes nothing older: idempotency keys are forgotten with their requests.
+        """
         while True:
             forgotten = 0
             try:
-                forgotten = await self._ledger.forget(retention_ms, FORGET_AT_ONCE)
+                now_ms = self._clock.look(await self._ledger.now_ms(), monotonic_s())
+                forgotten = await self._ledger.forget(retention_ms, FORGET_AT_ONCE, at_most_ms=now_ms)
             except LedgerUnavailable as error:
                 log.warning("retention_paused", cause=str(error))
             if forgotten:

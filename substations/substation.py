@@ -102,8 +102,8 @@ class Substation:
     def park(self, held: Sequence[Hint]) -> list[Hint]:
         """Fill the bays from `held`, what is assigned to us still, in its order; returns those that find none.
 
-        Where no connector is usable, there are no bays either: elsewhere there may be one. Who stands in a bay already is not overtaken by who comes; who is
-        not held any more leaves its bay.
+        Where no connector is usable, there are no bays either: perhaps one is usable elsewhere. Who stands in a bay
+        already is not overtaken by who comes; who is not held any more leaves its bay.
         """
         standing = set(self.in_bays)
         ordered = sorted(held, key=lambda hint: hint not in standing)  # stable: else in the order of `held`

@@ -227,16 +227,20 @@ FROM {rows: id} AS r
 WHERE request.id = r.id AND request.status || '' IN ('accepted', 'assigned') AND request.wait_until_ms <= {now}
 RETURNING request.id
 """
-FORGETTABLE = """
+DATABASE_NOW = "SELECT {now} AS now_ms"
+# The caller's idea of the time, unless the database's clock is earlier.
+_TIME_TO_FORGET = "CASE WHEN :at_most_ms < {now} THEN :at_most_ms ELSE {now} END"
+FORGETTABLE = f"""
 SELECT id FROM request
-WHERE status IN ('completed', 'stopped', 'cancelled', 'expired', 'failed') AND changed_at_ms <= {now} - :older_than_ms
+WHERE status IN ('completed', 'stopped', 'cancelled', 'expired', 'failed')
+  AND changed_at_ms <= {_TIME_TO_FORGET} - :older_than_ms
 LIMIT :most
 """
 # In the order of arrival: the oldest come first, and a page may go on where the one before it ended.
-FORGETTABLE_AFTER = """
+FORGETTABLE_AFTER = f"""
 SELECT arrival, id FROM request
 WHERE status || '' IN ('completed', 'stopped', 'cancelled', 'expired', 'failed')
-  AND changed_at_ms <= {now} - :older_than_ms AND arrival > :after
+  AND changed_at_ms <= {_TIME_TO_FORGET} - :older_than_ms AND arrival > :after
 ORDER BY arrival LIMIT :most
 """
 # What has ended stays so: it need not be looked at again.

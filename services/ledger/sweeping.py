@@ -17,6 +17,8 @@ from services.ledger.tenancy import all_leases, lease_values
 from services.messages import Hint
 
 AUDIT_NEWEST_TRANSITIONS = 5_000
+END_OF_TIME_MS = 2**60
+"""Later than any time."""
 FORGET_PAGE = 50
 """Requests that are deleted at once where the database refuses some: others' writes wait while these are looked for."""
 FORGET_PAGES_MAX = 20
@@ -48,8 +50,14 @@ class Sweeping(Protocol):
     async def expire(self) -> list[str]:
         """End what waited past its `wait_until`; the ids of those that changed."""
 
-    async def forget(self, older_than_ms: int, most: int) -> int:
-        """Delete requests that ended more than `older_than_ms` ago, with their history and key; how many."""
+    async def now_ms(self) -> int:
+        """The database's clock."""
+
+    async def forget(self, older_than_ms: int, most: int, *, at_most_ms: int = END_OF_TIME_MS) -> int:
+        """Delete requests that ended more than `older_than_ms` ago, with their history and key; how many.
+
+        It is now by the database's clock, but at most `at_most_ms`.
+        """
 
     async def audit(self) -> list[Breach]:
         """Rows that break a promise, at most 100."""
@@ -99,7 +107,7 @@ def _expire_named(transaction: Transaction, rows: list[Row]) -> list[Row]:
 
 
 def _forget(transaction: Transaction, rows: list[Row]) -> list[Row]:
-    limits = {name: rows[0][name] for name in ("older_than_ms", "most")}
+    limits = {name: rows[0][name] for name in ("older_than_ms", "at_most_ms", "most")}
     due = transaction.execute(statements.FORGETTABLE, **limits)
     forgotten = _forget_named(transaction, due)
     if len(forgotten) < len(due) and transaction.execute(statements.STATUSES, [[row["id"]] for row in due]):
@@ -164,16 +172,23 @@ class LedgerSweeping:
             ids = [row["id"] for row in await self._connection.write(EXPIRE_NAMED, due)]
         return ids
 
-    async def forget(self, older_than_ms: int, most: int) -> int:
+    async def now_ms(self) -> int:
+        """See `Sweeping.now_ms`."""
+        [row] = await self._connection.read(lambda it: it.execute(statements.DATABASE_NOW))
+        return int(row["now_ms"])
+
+    async def forget(self, older_than_ms: int, most: int, *, at_most_ms: int = END_OF_TIME_MS) -> int:
         """See `Sweeping.forget`."""
-        rows: list[Row] = [{"sweep": "retention", "older_than_ms": older_than_ms, "most": most}]
+        rows: list[Row] = [
+            {"sweep": "retention", "older_than_ms": older_than_ms, "at_most_ms": at_most_ms, "most": most}
+        ]
         try:
             forgotten: int = (await self._connection.write(FORGET, rows))[0]["requests"]
         except LedgerRefused:  # one row must not keep the others for ever
-            forgotten = await self._forget_by_id(older_than_ms, most)
+            forgotten = await self._forget_by_id(older_than_ms, at_most_ms, most)
         return forgotten
 
-    async def _forget_by_id(self, older_than_ms: int, most: int) -> int:
+    async def _forget_by_id(self, older_than_ms: int, at_most_ms: int, most: int) -> int:
         """Forget all but what the database refuses to delete; raises `LedgerRefused` where that is all.
 
         Each call goes on where the one before it ended, so that refused requests do not fill every page.
@@ -181,7 +196,7 @@ class LedgerSweeping:
         forgotten, refusal = 0, None
         for _ in range(FORGET_PAGES_MAX):
             size = min(FORGET_PAGE, most - forgotten)
-            page = await self._forgettable(older_than_ms, size)
+            page = await self._forgettable(older_than_ms, at_most_ms, size)
             is_last = len(page) < size
             self._forgotten_up_to = 0 if is_last else page[-1]["arrival"]
             try:
@@ -194,10 +209,12 @@ class LedgerSweeping:
             raise refusal
         return forgotten
 
-    async def _forgettable(self, older_than_ms: int, most: int) -> list[Row]:
+    async def _forgettable(self, older_than_ms: int, at_most_ms: int, most: int) -> list[Row]:
         after = self._forgotten_up_to
         return await self._connection.read(
-            lambda it: it.execute(statements.FORGETTABLE_AFTER, older_than_ms=older_than_ms, after=after, most=most)
+            lambda it: it.execute(
+                statements.FORGETTABLE_AFTER, older_than_ms=older_than_ms, at_most_ms=at_most_ms, after=after, most=most
+            )
         )
 
     async def audit(self) -> list[Breach]:

@@ -8,7 +8,7 @@ from prometheus_client import CollectorRegistry
 from structlog.testing import capture_logs
 
 from balancer.metrics import BalancerMetrics
-from balancer.sweeper import UNCLAIMED_AFTER_S, Patience, Sweeper
+from balancer.sweeper import UNCLAIMED_AFTER_S, Patience, SteadyClock, Sweeper
 from services.ledger.records import Assignment
 from services.ledger.states import Reason, Status
 from services.messages import Hint
@@ -233,3 +233,50 @@ async def test_retention_forgets_what_has_ended_and_counts_it(ledger, balancer, 
     assert await ledger.intake.request("a") is None
     running.cancel()
     await asyncio.wait({running})
+
+
+DAY_S = 86_400
+
+
+async def test_a_step_of_the_databases_clock_makes_no_request_old_enough_to_be_forgotten(ledger, balancer, monkeypatch):
+    for one in ("FORGET_EVERY_S", "FORGET_AGAIN_S"):
+        monkeypatch.setattr(f"balancer.sweeper.{one}", 0)
+    await ledger.take(registration())
+    await ledger.ended("a")
+    running = asyncio.create_task(balancer.sweeper.forget_for_ever(30 * DAY_S * 1000))
+
+    async def rounds():
+        calls = ledger.calls.count("forget")
+        await until(lambda: ledger.calls.count("forget") >= calls + 3)
+
+    def let_days_pass(days, *, by_the_database=True, by_the_balancer=True):
+        ledger.now_ms += days * DAY_S * 1000 if by_the_database else 0
+        balancer.now_s += days * DAY_S if by_the_balancer else 0
+
+    await rounds()
+    let_days_pass(31, by_the_balancer=False)
+    await rounds()
+    let_days_pass(29)
+    await rounds()
+    assert await ledger.status("a") is Status.COMPLETED
+
+    let_days_pass(1)
+    await until(lambda: balancer.counted("swept_total", kind="forgotten") == 1)
+    running.cancel()
+    await asyncio.wait({running})
+
+
+@pytest.mark.parametrize(
+    ("looks", "times_ms"),
+    [
+        ([(1_000, 5.0), (61_000, 65.0), (121_000, 125.0)], [1_000, 61_000, 121_000]),
+        ([(1_000, 5.0), (3_600_000, 6.0), (3_601_000, 7.0)], [1_000, 2_000, 3_000]),
+        ([(9_000, 5.0), (3_000, 6.0), (4_000, 7.0)], [9_000, 3_000, 4_000]),
+        ([(1_000, 5.0), (9_000, 6.0), (3_000, 7.0), (4_000, 8.0)], [1_000, 2_000, 3_000, 4_000]),
+    ],
+    ids=["even", "a step forward", "a step back", "there and back"],
+)
+def test_a_steady_clock_follows_the_database_but_for_its_steps_forward(looks, times_ms):
+    clock = SteadyClock()
+
+    assert [clock.look(*look) for look in looks] == times_ms
