@@ -31,8 +31,8 @@ class Charging(Protocol):
         """Assigned to us at that attempt → charging in our epoch; who stands in a bay first, then in the room's order.
 
         At most `places` of them, and never more than connectors are free by the ledger's own count, which begins at
-        `usable` where that is less. Each gets a first grant of energy for `grant_s` of session time. One that an earlier call has
-        claimed, whose answer was lost, is among the claimed.
+        `usable` where that is less. Each gets a first grant of energy for `grant_s` of session time. One that an
+        earlier call has claimed, whose answer was lost, is among the claimed.
         """
 
     async def decline(self, hints: Sequence[Hint], substation: str, reason: Reason = Reason.DECLINED) -> set[str]:

@@ -81,3 +81,15 @@ def test_a_step_that_fails_holds_up_none_of_the_others(slow_ledger, fails):
 
     assert took_s is not None
     assert UNCLAIMED_AFTER_S <= took_s <= UNCLAIMED_AFTER_S + 1
+
+
+@pytest.mark.parametrize("fails", ["read", "take_back"])
+def test_a_step_that_failed_is_taken_again(slow_ledger, fails):
+    asyncio.run(slow_ledger.assigned("a"))
+    slow_ledger.refused = {fails}
+    let_sweep(slow_ledger)
+    slow_ledger.let_pass(30)
+    assert slow_ledger.status("a") == Status.ASSIGNED
+    slow_ledger.refused = set()
+
+    assert slow_ledger.when(lambda: slow_ledger.status("a") == Status.ACCEPTED) is not None
