@@ -78,8 +78,10 @@ class Host:
         """The renewals that were seen since sessions could run last, by substation."""
         self._held_off_until_s: dict[str, float] = {}
         """When a lease that was given back may be taken again: the sweep has sent its sessions on by then."""
+        self.held = {one: asyncio.Event() for one in workers}
+        """Each is set once that substation was ours and its lease renewed."""
         self.all_held = asyncio.Event()
-        """Set once every hosted substation was ours and its lease renewed."""
+        """Set once all of `held` are."""
 
     async def beat_for_ever(self) -> None:
         """Beat until cancelled; raises `Misconfigured` where another process holds one of the substations."""
@@ -182,7 +184,8 @@ class Host:
                 self._take_over(worker, answers, told, sent_at_s)
         if not worker.substation.is_fenced(monotonic_s()):
             self._vain[substation].clear()
-            if all(one.substation.is_held for one in self._workers.values()):
+            self.held[substation].set()
+            if all(one.is_set() for one in self.held.values()):
                 self.all_held.set()
         elif worker.substation.epoch == told.epoch:
             await self._note_in_vain(worker.substation)

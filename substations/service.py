@@ -81,26 +81,21 @@ async def serve(life: Life, settings: SubstationSettings) -> None:
                 *(worker.tick_for_ever(settings.tick_s) for worker in workers.values()), host.beat_for_ever()
             )
         )
-        if not await life.wait_for(host.all_held.wait()):
-            return
         consumers = {
             one: Consumer(topology.substation_queue(one), worker.take_in, publisher, life.metrics.messages_settled)
             for one, worker in workers.items()
         }
-        await stack.enter_async_context(
-            life.background(
-                *(
-                    consumer.consume_for_ever(
-                        consuming,
-                        prefetch=settings.prefetch,
-                        tag=f"{life.instance} {one}",
-                        bind_to=topology.ASSIGNMENTS,
-                    )
-                    for one, consumer in consumers.items()
-                )
+
+        async def consume_once_held(one: str, consumer: Consumer) -> None:
+            """Until then the messages are for whoever holds it still."""
+            await host.held[one].wait()
+            await consumer.consume_for_ever(
+                consuming, prefetch=settings.prefetch, tag=f"{life.instance} {one}", bind_to=topology.ASSIGNMENTS
             )
-        )
-        await life.serve_until_stopped()
+
+        await stack.enter_async_context(life.background(*(consume_once_held(*one) for one in consumers.items())))
+        if await life.wait_for(host.all_held.wait()):
+            await life.serve_until_stopped()
 
 
 async def _take_one(

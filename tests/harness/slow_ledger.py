@@ -86,7 +86,7 @@ class Hosting(Process):
             )
             for one in substations
         }  # fmt: skip
-        self._host = Host(
+        self.host = Host(
             self.workers, [registration(one) for one in substations], ledger.tenancy,
             holder=f"a process #{next(self._numbers)}", lease_s=lease_s, heartbeat_s=HEARTBEAT_S,
         )  # fmt: skip
@@ -95,7 +95,7 @@ class Hosting(Process):
 
     async def _live_on(self):
         ticking = (one.tick_for_ever(TICK_S) for one in self.workers.values())
-        await asyncio.gather(self._host.beat_for_ever(), *ticking)
+        await asyncio.gather(self.host.beat_for_ever(), *ticking)
 
     def substation(self, name):
         return self.workers[name].substation

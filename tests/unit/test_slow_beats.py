@@ -152,7 +152,11 @@ def test_a_lease_that_cannot_be_taken_keeps_none_from_being_taken(slow_ledger):
     asyncio.run(slow_ledger.assigned("a", to="south"))
 
     assert slow_ledger.when(lambda: process.is_charging("a"), within_s=20) is not None
-    assert not process.substation("west").is_held
+    assert {one: held.is_set() for one, held in process.host.held.items()} == {"west": False, "south": True}
+    assert not process.host.all_held.is_set()
+    slow_ledger.locked = set()
+
+    assert slow_ledger.when(process.host.all_held.is_set, within_s=40) is not None
 
 
 def test_who_is_sent_while_its_substation_stands_still_is_not_charged_there(slow_ledger):
