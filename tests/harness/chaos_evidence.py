@@ -80,7 +80,9 @@ class Eater:
                 self._tenures.pop(line.chain).end()
             return
         if line.chain not in self._tenures:
-            holder = Holder(line.what["substation"], line.what["epoch"], line.chain.rpartition("-")[2])
+            # Not from the line: a tenure may begin with the stops of the one before it.
+            substation, epoch, writer = line.chain.rsplit("-", 2)
+            holder = Holder(substation, int(epoch), writer)
             self._tenures[line.chain] = Tenure(
                 holder, self._sites[holder.substation], self._speed, self._store, self._found.add
             )

@@ -80,7 +80,7 @@ def judged(run, path):
                 eater.witness(Line(chain, what))
             if n % 97 == 0:
                 held = max(held, eater.held)
-        for chain in ("north-3-71", "north-3-72", "east-5-73"):
+        for chain in ("north-3-71", "north-5-71", "north-3-72", "east-5-73"):
             eater.witness(Line(chain, None))
         audit(store, run, found, TERMS)
     return found, held
@@ -204,6 +204,23 @@ def test_a_tick_that_breaks_its_limit_is_found_across_the_border_of_segments(tmp
     [one] = found.kept
     assert one.kind == "tick"
     assert one.words.startswith("energy: 8000 J of at most 6000")
+
+
+def test_a_tenure_that_begins_with_a_stop_of_the_one_before_it_is_its_own(tmp_path):
+    run = Run(2)
+    run.histories[1] = [
+        line(0, "accepted"),
+        line(0, "assigned", 1),
+        line(0, "charging", 1, 5),
+        line(0, "completed", 1, 5),
+    ]
+    run.witnessed[0] = run.lines_of(0)[:2]
+    run.witnessed[1] = [
+        ("north-5-71", run.event(0, "stop", at_s=1.1)),
+        ("north-5-71", run.event(1, "start", at_s=1.1, epoch=5)),
+        ("north-5-71", run.energy(1, 1.1, 1.3, epoch=5)),
+    ]
+    assert judged(run, tmp_path / "evidence")[0].kept == []
 
 
 def test_of_a_thousand_findings_a_few_are_kept_and_all_are_counted(tmp_path):
