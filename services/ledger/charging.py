@@ -112,7 +112,7 @@ class LedgerCharging:
             rows: list[Row] = [
                 {
                     "id": one.request_id,
-                    "values": [*one, substation, epoch, max(0, most), usable, grant_s, int(one in in_bays)],
+                    "values": [*one, substation, epoch, max(0, most), grant_s, int(one in in_bays), usable],
                 }
                 for one in some
             ]

@@ -314,7 +314,7 @@ FROM (
                   WHERE o.status = 'charging' AND o.substation = s.id) AS connectors_free,
            row_number() OVER (PARTITION BY s.id ORDER BY c.stands_in_bay DESC, q.priority DESC, q.wait_until_ms,
                                                          q.arrival) AS place
-    FROM {rows: id, attempt, substation, epoch, places, usable, grant_s, stands_in_bay} AS c
+    FROM {rows: id, attempt, substation, epoch, places, grant_s, stands_in_bay, usable} AS c
     JOIN request AS q ON q.id = c.id
     JOIN substation AS s ON s.id = c.substation
     WHERE q.status || '' = 'assigned' AND q.attempt = c.attempt AND q.substation = c.substation AND s.epoch = c.epoch
