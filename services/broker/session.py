@@ -29,6 +29,8 @@ FIRST_PAUSE_MAX_S = 1.0
 LONGEST_PAUSE_S = 5.0
 FAULTY_AFTER_S = 10.0
 """How long a connection may be away before its service is unready; a broker's restart takes about as long."""
+BREAKS_MAX = 2
+"""Connections that may be lost in one outage: a broker that restarts may drop a second one before it is up for good."""
 TELL_EVERY_S = 30.0
 
 PROBE_EVERY_S = 2.0
@@ -68,6 +70,11 @@ class Session:
         self.look_again = asyncio.Event()
         """Set where something may be missing at the broker; see `upkeep`."""
         self._away_since_s = monotonic_s()
+        """When the outage began; a connection that breaks early does not end it."""
+        self._back_at_s: float | None = None
+        """When the connection of this attempt was made; None before."""
+        self._breaks = 0
+        """Connections that were lost in this outage."""
         self._told_at_s = 0.0
         self._told = ""
 
@@ -93,11 +100,21 @@ class Session:
         return self.link is None or not all(one.is_consuming for one in self.subscriptions)
 
     def fault(self) -> str | None:
-        """Why it has been away for longer than a restart of the broker takes; None while all is well."""
+        """Why it has been of no use for longer than a restart of the broker takes; None while all is well.
+
+        A connection that is back counts at once, unless those before it broke again and again: then it must last first.
+        """
         away_s = monotonic_s() - self._away_since_s
-        if self.link is not None or not self.has_connected or away_s < FAULTY_AFTER_S:
+        is_back = self.link is not None and (self._breaks <= BREAKS_MAX or self._has_lasted())
+        if is_back or not self.has_connected or away_s < FAULTY_AFTER_S:
             return None
-        return f"broker connection {self.name!r} lost {away_s:.0f} s ago: {self._told}"
+        often = self._breaks > BREAKS_MAX
+        lost = f"broke {self._breaks} times in {away_s:.0f} s" if often else f"lost {away_s:.0f} s ago"
+        return f"broker connection {self.name!r} {lost}: {self._told}"
+
+    def _has_lasted(self) -> bool:
+        """Whether the connection of this moment is older than those that break early."""
+        return self._back_at_s is not None and monotonic_s() - self._back_at_s >= FAULTY_AFTER_S
 
     def waiting(self) -> str | None:
         """What it waits for at the start; None once it has been connected."""
@@ -148,6 +165,9 @@ class Session:
         channel: AbstractChannel | None = None
         blocked_since_s: float | None = None
         while not link.lost.done():
+            if self._breaks > 1 and self._has_lasted():
+                self._breaks = 0
+                self._tell_back()
             if not link.is_blocked:
                 blocked_since_s = None
                 try:
@@ -166,19 +186,25 @@ class Session:
             await asyncio.sleep(PROBE_EVERY_S)
 
     def _note_back(self, link: Link) -> None:
-        if self.has_connected:
-            away_s = round(monotonic_s() - self._away_since_s, 1)
-            log.info("broker_connection_back", connection=self.name, away_s=away_s)
-        self.link, self.has_connected, self.cause, self._told = link, True, None, ""
+        self._back_at_s = monotonic_s()
+        if self._breaks == 1:
+            self._tell_back()
+        self.link, self.has_connected, self.cause = link, True, None
         self.connected.set()
         self.look_again.set()
 
+    def _tell_back(self) -> None:
+        away_s = round(monotonic_s() - self._away_since_s, 1)
+        log.info("broker_connection_back", connection=self.name, away_s=away_s)
+
     def _note_away(self, cause: str) -> None:
         now_s = monotonic_s()
-        was_away = bool(self._told)
-        if not was_away and self.has_connected:
-            self._away_since_s = now_s
-            log.warning("broker_connection_lost", connection=self.name, cause=cause)
+        if self._back_at_s is not None:
+            self._breaks += 1
+            if self._breaks == 1 or self._has_lasted():
+                self._breaks, self._away_since_s = 1, now_s
+            log.warning("broker_connection_lost", connection=self.name, cause=cause, breaks=self._breaks)
+            self._back_at_s = None
         elif cause == self._told and now_s - self._told_at_s < TELL_EVERY_S:
             return
         else:
