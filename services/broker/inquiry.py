@@ -7,12 +7,14 @@ question about something that is missing closes the channel that it was asked on
 import contextlib
 import enum
 from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
 
 from aio_pika.abc import AbstractChannel
 from aio_pika.exceptions import ChannelClosed, ChannelNotFoundEntity
 
 from services.broker import topology
-from services.broker.calls import within
+from services.broker.calls import within, words
+from services.broker.events import LOAD_TABLE
 from services.broker.rights import RightLacking, needing
 from services.broker.session import Session
 from services.errors import BrokerUnavailable
@@ -29,12 +31,24 @@ class Untold(enum.Enum):
 UNTOLD = Untold.UNTOLD
 """Since RabbitMQ 4.3 only a user with some right on an exchange or a queue may ask about it."""
 
+QUESTION_DEADLINE_S = 5.0
+"""For one question, not for a look: how long a look takes depends on the way to the broker."""
+NO_BINDING = {"x-evenload": "no such binding"}
+"""Arguments that no binding has, because a binding is known by its arguments, too."""
+
 Objection = ChannelClosed | RightLacking
 """What the broker has against a question."""
 
 
+@dataclass(frozen=True, slots=True)
+class Away:
+    """A queue that exists, and cannot be used now: its node is down, for example; `said` has the broker's words."""
+
+    said: str
+
+
 class Inquiry:
-    """Questions over one session, one after the other; each raises what the library raises where nobody answers."""
+    """Questions over one session, one after the other; each raises `BrokerUnavailable` where nobody answers."""
 
     def __init__(self, session: Session) -> None:
         self._session = session
@@ -42,15 +56,24 @@ class Inquiry:
         """The connection that it was begun on."""
         self._channel: AbstractChannel | None = None
 
-    async def ask(self, question: Question) -> Objection | None:
+    async def ask(self, question: Question, about: str) -> Objection | None:
         """Ask on a channel that is open; returns the broker's objection, or None."""
-        if self._channel is None or self._channel.is_closed:
-            self._channel = await self._session.channel(publisher_confirms=False)
-        try:
-            await question(self._channel)
-        except (ChannelClosed, RightLacking) as error:
-            self._channel = None
-            return error
+        channel, self._channel = self._channel, None  # unless it is answered, the channel is of no use any more
+
+        async def asked() -> Objection | AbstractChannel:
+            usable = channel
+            if usable is None or usable.is_closed:
+                usable = await self._session.channel(publisher_confirms=False)
+            try:
+                await question(usable)
+            except (ChannelClosed, RightLacking) as error:
+                return error
+            return usable
+
+        answer = await within(QUESTION_DEADLINE_S, f"asking about {about}", asked())
+        if isinstance(answer, ChannelClosed | RightLacking):
+            return answer
+        self._channel = answer
         return None
 
     async def close(self) -> None:
@@ -66,28 +89,25 @@ class Inquiry:
 
     async def absence(self, exchange: str) -> ChannelNotFoundEntity | None:
         """The broker's words where an exchange is not there; None where it is, and where the broker does not tell."""
-        objection = await self.ask(lambda channel: channel.get_exchange(exchange))
+        objection = await self.ask(lambda channel: channel.get_exchange(exchange), f"exchange {exchange!r}")
         return objection if isinstance(objection, ChannelNotFoundEntity) else None
 
-    async def rights_lacking(self, role: topology.Role) -> list[RightLacking]:
-        """The rights that the user lacks on the exchanges of its role, as far as these exchanges are there."""
-        lacking = []
-        for name in role.publishes_to:
-            objection = await self.ask(self._unbinding(name, role.hears))
-            if isinstance(objection, RightLacking):
-                lacking.append(objection)
-        return lacking
+    async def right_lacking(self, exchange: str, hears: str) -> RightLacking | None:
+        """The right that a user who publishes to an exchange, and hears another, lacks on them; None also if absent.
 
-    def _unbinding(self, name: str, hears: str) -> Question:
+        Rights on single topics are not looked for: what is published and bound under a topic tells them by itself.
+        """
+
         async def unbind(channel: AbstractChannel) -> None:
-            target = await channel.get_exchange(name, ensure=False)
+            target = await channel.get_exchange(exchange, ensure=False)
             # Taking away a binding that is not there asks for the rights, and does nothing.
-            with needing(self._session, "write", hears if hears != name else ""):
-                await target.unbind(hears, "no such binding")
+            with needing(self._session, "write", hears if hears != exchange else ""):
+                await target.unbind(hears, f"{LOAD_TABLE}.#", dict(NO_BINDING))
 
-        return unbind
+        objection = await self.ask(unbind, f"the rights on exchange {exchange!r}")
+        return objection if isinstance(objection, RightLacking) and not objection.is_of_topic else None
 
-    async def consumers(self, queue: str) -> int | Untold | None:
+    async def consumers(self, queue: str) -> int | Untold | Away | None:
         """How many consumers a queue has; None where there is no such queue, `UNTOLD` where the broker refuses."""
         found = 0
 
@@ -95,10 +115,17 @@ class Inquiry:
             nonlocal found
             found = (await channel.declare_queue(queue, passive=True)).declaration_result.consumer_count or 0
 
-        objection = await self.ask(declare)
-        if isinstance(objection, ChannelNotFoundEntity):
-            return None
-        return found if objection is None else UNTOLD
+        objection = await self.ask(declare, f"queue {queue!r}")
+        if objection is None:
+            return found
+        if not isinstance(objection, ChannelNotFoundEntity):
+            return UNTOLD
+        return Away(words(objection)) if is_away(objection) else None
+
+
+def is_away(objection: ChannelNotFoundEntity) -> bool:
+    """Whether what was not found exists: RabbitMQ answers 404 as well for a queue whose node is down."""
+    return "NOT_FOUND - no " not in str(objection)
 
 
 @contextlib.asynccontextmanager

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 
 from aio_pika import DeliveryMode, Message
 from aio_pika.abc import AbstractChannel, AbstractExchange
-from aio_pika.exceptions import PublishError
+from aio_pika.exceptions import ChannelClosed, DeliveryError, PublishError
 
 from services.broker.calls import within
+from services.broker.rights import RightLacking, right_lacking
 from services.broker.session import Session
 from services.clock import monotonic_s
 from services.errors import BrokerUnavailable, Unroutable
@@ -29,11 +30,13 @@ class _Outlet:
         self._channel: AbstractChannel | None = None
         self._exchange: AbstractExchange | None = None
         self._opened_at_s = 0.0
-        self.confirmed = 0
+        self.answered = 0
         self.is_routed = True
         """Whether the last message found a queue."""
         self.told_at_s = 0.0
         """When the broker last told so."""
+        self.refusal: RightLacking | None = None
+        """Why the last message was refused."""
 
     async def send(self, message: Message, routing_key: str, *, mandatory: bool) -> None:
         target = await self._target()
@@ -42,6 +45,14 @@ class _Outlet:
         except PublishError:
             self._note(is_routed=False)
             raise Unroutable(f"no queue takes {self._name!r} with key {routing_key!r}") from None
+        except DeliveryError:  # a nack is an answer: the channel is well, and others use it
+            self._note(is_routed=True)
+            raise BrokerUnavailable(
+                f"publishing to {self._name}: the broker refuses the message, because a queue is full or fails"
+            ) from None
+        except ChannelClosed as error:
+            self.refusal = right_lacking(self._session, error, "write")
+            raise
         self._note(is_routed=True)
 
     async def give_up_channel(self) -> None:
@@ -54,8 +65,8 @@ class _Outlet:
             await within(CLOSE_DEADLINE_S, "closing a channel", channel.close())
 
     def _note(self, *, is_routed: bool) -> None:
-        self.confirmed += 1
-        self.is_routed, self.told_at_s = is_routed, monotonic_s()
+        self.answered += 1
+        self.is_routed, self.told_at_s, self.refusal = is_routed, monotonic_s(), None
 
     async def _target(self) -> AbstractExchange:
         async with self._opening:
@@ -103,12 +114,12 @@ class Publisher:
             delivery_mode=DeliveryMode.PERSISTENT if mandatory else DeliveryMode.NOT_PERSISTENT,
         )
         outlet = self._outlets.setdefault(exchange, _Outlet(self._session, exchange))
-        confirmed_before = outlet.confirmed
+        answered_before = outlet.answered
         sending = outlet.send(message, routing_key, mandatory=mandatory)
         try:
             await within(PUBLISH_DEADLINE_S, f"publishing to {exchange}", sending, self._blocked)
         except BrokerUnavailable:
-            if outlet.confirmed == confirmed_before and self._blocked() is None:
+            if outlet.answered == answered_before and self._blocked() is None:
                 # It may be the channel that is dead; the session looks after its connection.
                 await outlet.give_up_channel()
             raise
@@ -117,6 +128,11 @@ class Publisher:
         """Whether the last message to `exchange` found a queue, and when that was told (monotonic s; 0: never)."""
         outlet = self._outlets.get(exchange)
         return (True, 0.0) if outlet is None else (outlet.is_routed, outlet.told_at_s)
+
+    def topics_refused(self) -> list[RightLacking]:
+        """The rights that the user lacks on the topics that it publishes under."""
+        refusals = [one.refusal for one in self._outlets.values()]
+        return [one for one in refusals if one is not None and one.is_of_topic]
 
     def _blocked(self) -> str | None:
         return "the broker takes no messages now (memory or disk runs out)" if self._session.is_blocked else None

@@ -70,7 +70,13 @@ class Consumer:
             return queue
 
         subscription = Subscription(
-            session, make, self._deliveries.put, new_name=lambda: self._queue, prefetch=prefetch, tag=tag
+            session,
+            make,
+            self._deliveries.put,
+            new_name=lambda: self._queue,
+            prefetch=prefetch,
+            tag=tag,
+            is_shared=bind_to is None,
         )
         consuming = asyncio.create_task(subscription.run())
         settling = asyncio.create_task(self._settle_for_ever())

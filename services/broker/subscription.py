@@ -21,6 +21,8 @@ SET_UP_DEADLINE_S = 5.0
 CANCEL_DEADLINE_S = 1.0
 AGAIN_PAUSE_S = 0.5
 AGAIN_PAUSE_MAX_S = 2.0
+RIVALS_MIN = 2
+"""Looks in a row at which others consume the queue, too; our connection before may be the other one for a moment."""
 UNSEEN_MAX = 2
 """Looks in a row at which the broker knew no consumer of the queue; the first may have come between two steps."""
 
@@ -41,6 +43,7 @@ class Subscription:
         prefetch: int,
         tag: str | None = None,
         no_ack: bool = False,
+        is_shared: bool = False,
     ) -> None:
         self._session = session
         self._make = make
@@ -49,6 +52,7 @@ class Subscription:
         self._prefetch = prefetch
         self._tag = tag
         self._no_ack = no_ack
+        self._is_shared = is_shared
         self.name = new_name()
         """The queue's name, which may be another one on each connection."""
         self._link: Link | None = None
@@ -59,6 +63,13 @@ class Subscription:
         self._consumer = ""
         self._over: asyncio.Future[str] | None = None
         self._unseen = 0
+        self._rivals = [0] * RIVALS_MIN
+        """How many others consumed the queue at the last looks."""
+
+    @property
+    def rivals(self) -> int:
+        """How many others consume a queue that is only ours, and did so at the last looks, too."""
+        return 0 if self._is_shared else min(self._rivals)
 
     @property
     def fault(self) -> Exception | None:
@@ -113,6 +124,7 @@ class Subscription:
             raise
         queue = await self._make(channel, self.name)
         seen = queue.declaration_result.consumer_count or 0
+        self._rivals = [*self._rivals[1:], max(0, seen - 1)]
         self._unseen = 0 if seen or over is None or over is not self._over else self._unseen + 1
         if self._unseen >= UNSEEN_MAX and over is not None and not over.done():
             over.set_result("the broker knows no consumer")

@@ -2,17 +2,22 @@
 
 import asyncio
 import contextlib
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterator
+from functools import partial
 
 from aio_pika.exceptions import ChannelNotFoundEntity
 from prometheus_client import Gauge
 
 from services.broker import topology
 from services.broker.address import refused
-from services.broker.calls import within, words
-from services.broker.inquiry import Inquiry, Objection, inquiring
+from services.broker.calls import words
+from services.broker.inquiry import UNTOLD, Away, Inquiry, Objection, inquiring, is_away
+from services.broker.lacks import NODES, RIVALS, Lack, cure_of, told
 from services.broker.publisher import Publisher
 from services.broker.rights import RightLacking
 from services.broker.session import Session
+from services.broker.subscription import Subscription
 from services.clock import monotonic_s
 from services.errors import BrokerUnavailable, Unroutable
 from services.logs import get_logger
@@ -20,16 +25,24 @@ from services.logs import get_logger
 log = get_logger(__name__)
 
 LOOK_EVERY_S = 2.0
-LOOK_DEADLINE_S = 5.0
 RIGHTS_EVERY_S = 10.0
 """How often a fresh channel is asked, which remembers no rights; the library keeps something of each channel."""
 QUEUES_PER_LOOK = 20
 """A process with a hundred substations asks for all their queues within five looks, and leaves the broker some time."""
 ROUTE_PROBE_EVERY_S = 10.0
-CURE = topology.MEND
+UNANSWERED_MIN = 2
+"""Times in a row that a question stays unanswered before that is told."""
+UNANSWERED_MAX = 3
+"""Questions that stay unanswered in one look before it is given up."""
+UNFINISHED_MIN = 3
+"""Looks in a row that are given up before that is told."""
+UNFINISHED_AFTER_S = 10.0
 
 QUEUE_BEHIND = {topology.REQUESTS: topology.INTAKE, topology.DEAD: topology.GRAVEYARD}
 """The queue that takes what a role publishes to an exchange; only an administrator may make it."""
+
+Looked = Callable[[], Awaitable[list[Lack]]]
+"""Looks at one thing; raises `BrokerUnavailable`."""
 
 
 class Upkeep:
@@ -43,14 +56,32 @@ class Upkeep:
         self._inquiry: Inquiry | None = None
         self._inquired_since_s = 0.0
         self._next_queue = 0
-        self._of_queues: dict[str, str] = {}
-        """What was wrong with a queue of ours when it was looked at last."""
-        self.missing: tuple[str, ...] = ()
-        """Each missing thing, in words."""
+        self._found: dict[str, list[Lack]] = {}
+        """What was wrong with each thing when it was looked at last; what nobody answers stays as it was."""
+        self._unanswered: Counter[str] = Counter()
+        self._unfinished = 0
+        self._unfinished_cause = ""
+        self._finished_at_s = monotonic_s()
+        self._lacks: tuple[Lack, ...] = ()
+
+    @property
+    def missing(self) -> tuple[str, ...]:
+        """Each thing that is missing, refused or away, in words."""
+        return tuple(one.cause for one in self._lacks)
 
     def fault(self) -> str | None:
-        """What is missing, and the cure; None while all is there."""
-        return f"the broker's topology is incomplete: {'; '.join(self.missing)}: {CURE}" if self.missing else None
+        """What requests need and is not there, or cannot be looked at, and the cure; None while all is there."""
+        blind_s = monotonic_s() - self._finished_at_s
+        if self._unfinished >= UNFINISHED_MIN and blind_s >= UNFINISHED_AFTER_S:
+            return (
+                f"the broker's topology could not be looked at for {blind_s:.0f} s ({self._unfinished_cause}): see the "
+                "broker's log"
+            )
+        return told(one for one in self._lacks if one.hurts)
+
+    def degradation(self) -> str | None:
+        """What no request needs and is not there, and the cure; None while all is there."""
+        return told(one for one in self._lacks if not one.hurts)
 
     async def require(self) -> None:
         """See that this broker is one of Evenload's, and allows what the role needs.
@@ -59,7 +90,7 @@ class Upkeep:
         does not answer. Who is started while a part is missing works by the ledger, and tells what is missing.
         """
         async with inquiring(self._session) as inquiry:
-            absent = await within(LOOK_DEADLINE_S, "looking at the exchanges", inquiry.absent_exchanges(self._role))
+            absent = await inquiry.absent_exchanges(self._role)
             if len(absent) == len(self._role.exchanges):
                 raise refused(
                     f"the broker at {self._session.address.text} is not set up for Evenload "
@@ -67,8 +98,10 @@ class Upkeep:
                     "name the vhost that is, or load there what "
                     "`python -m services.broker.topology operator=<password>` prints",
                 )
-            for lacking in await within(LOOK_DEADLINE_S, "looking at the rights", inquiry.rights_lacking(self._role)):
-                raise lacking
+            for name in self._role.publishes_to:
+                lacking = await inquiry.right_lacking(name, self._role.hears)
+                if lacking is not None:
+                    raise lacking
 
     async def look_for_ever(self) -> None:
         """Look every two seconds, and at once after a loss, until cancelled."""
@@ -76,20 +109,24 @@ class Upkeep:
             await self._session.connected.wait()
             self._session.look_again.clear()
             try:
-                self._tell(await within(LOOK_DEADLINE_S, "looking at the topology", self._look()))
-            except BrokerUnavailable:  # the session looks after its connection
+                await self._look()
+                self._unfinished, self._finished_at_s = 0, monotonic_s()
+            except BrokerUnavailable as error:  # the session looks after its connection
+                self._unfinished, self._unfinished_cause = self._unfinished + 1, str(error)
                 await self._end_inquiry()
+            self._tell(tuple(dict.fromkeys(self._all_lacks())))
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(LOOK_EVERY_S):
                     await self._session.look_again.wait()
 
-    def _tell(self, missing: tuple[str, ...]) -> None:
-        self._missing_things.set(len(missing))
-        if missing == self.missing:
+    def _tell(self, lacks: tuple[Lack, ...]) -> None:
+        self._missing_things.set(len(lacks))
+        if lacks == self._lacks:
             return
-        self.missing = missing
-        if missing:
-            log.warning("broker_topology_incomplete", missing=len(missing), cause="; ".join(missing), cure=CURE)
+        self._lacks = lacks
+        if lacks:
+            cure = "; ".join(dict.fromkeys(one.cure for one in lacks))
+            log.warning("broker_topology_incomplete", missing=len(lacks), cause="; ".join(self.missing), cure=cure)
         else:
             log.info("broker_topology_whole")
 
@@ -97,7 +134,7 @@ class Upkeep:
         """The inquiry of the looks before, unless it is old, of another connection, or something is missing."""
         now_s, inquiry = monotonic_s(), self._inquiry
         is_old = now_s - self._inquired_since_s > RIGHTS_EVERY_S
-        if inquiry is None or is_old or self.missing or inquiry.link is not self._session.link:
+        if inquiry is None or is_old or self._lacks or inquiry.link is not self._session.link:
             await self._end_inquiry()
             inquiry = Inquiry(self._session)
             self._inquiry, self._inquired_since_s = inquiry, now_s
@@ -108,36 +145,80 @@ class Upkeep:
         if inquiry is not None:
             await inquiry.close()
 
-    async def _look(self) -> tuple[str, ...]:
+    async def _look(self) -> None:
+        """Look at each thing in turn; raises `BrokerUnavailable` where the broker answers too little."""
         inquiry = await self._current_inquiry()
-        absent = await inquiry.absent_exchanges(self._role)
-        missing = [f"exchange {name!r} is missing" for name in absent]
-        missing += [error.cause for error in await inquiry.rights_lacking(self._role)]
-        for exchange in self._role.publishes_to:
-            if exchange in QUEUE_BEHIND:
-                missing += await self._behind(exchange, inquiry, is_absent=exchange in absent)
-        await self._look_at_own_queues(inquiry)
-        missing += self._of_queues.values()
-        for one in self._session.subscriptions:
-            if isinstance(one.fault, RightLacking):
-                missing.append(one.fault.cause)
-            elif one.fault is not None and not missing:  # else that is the reason
-                missing.append(f"queue {one.name!r} cannot be consumed ({one.fault})")
-        return tuple(dict.fromkeys(missing))
+        unanswered = 0
+        for about, look in self._things(inquiry):
+            try:
+                found = await look()
+            except BrokerUnavailable as error:
+                unanswered += 1
+                self._unanswered[about] += 1
+                if inquiry.link is None or inquiry.link.lost.done() or unanswered >= UNANSWERED_MAX:
+                    raise
+                if self._unanswered[about] < UNANSWERED_MIN:
+                    continue
+                found = [Lack(str(error), NODES)]
+            else:
+                self._unanswered.pop(about, None)
+            self._found[about] = found
 
-    async def _behind(self, exchange: str, inquiry: Inquiry, *, is_absent: bool) -> list[str]:
+    def _things(self, inquiry: Inquiry) -> Iterator[tuple[str, Looked]]:
+        """What to look at in one look, with a name for each."""
+        for name in self._role.exchanges:
+            yield _exchange(name), partial(_of_exchange, name, inquiry)
+        for name in self._role.publishes_to:
+            yield f"rights on {name}", partial(self._of_rights, name, inquiry)
+            if name in QUEUE_BEHIND:
+                yield f"queue behind {name}", partial(self._behind, name, inquiry)
+        ours = list(self._session.subscriptions)
+        for _ in range(min(QUEUES_PER_LOOK, len(ours))):
+            one = ours[self._next_queue % len(ours)]
+            self._next_queue += 1
+            yield _queue(one.name), partial(_of_own_queue, one, inquiry)
+
+    def _all_lacks(self) -> Iterator[Lack]:
+        ours = self._session.subscriptions
+        gone = {about for about in self._found if about.startswith(_queue(""))} - {_queue(one.name) for one in ours}
+        for about in gone:
+            del self._found[about]
+        for those in self._found.values():
+            yield from those
+        for lacking in self._publisher.topics_refused():
+            yield Lack(lacking.cause, lacking.cure)
+        is_explained = any(one.hurts for those in self._found.values() for one in those)
+        for subscription in ours:
+            fault = subscription.fault
+            if isinstance(fault, RightLacking):
+                yield _of_right(fault)
+            elif fault is not None and not is_explained:
+                yield Lack(f"queue {subscription.name!r} cannot be consumed ({fault})", cure_of(str(fault)))
+            if subscription.rivals:
+                count = subscription.rivals + 1
+                cause = f"queue {subscription.name!r} has {count} consumers, and only its substation may take from it"
+                yield Lack(cause, RIVALS, hurts=False)
+
+    async def _of_rights(self, exchange: str, inquiry: Inquiry) -> list[Lack]:
+        lacking = await inquiry.right_lacking(exchange, self._role.hears)
+        return [] if lacking is None else [_of_right(lacking)]
+
+    async def _behind(self, exchange: str, inquiry: Inquiry) -> list[Lack]:
         """What is missing of the queue that takes what is published to an exchange."""
-        queue = QUEUE_BEHIND[exchange]
+        queue, hurts = QUEUE_BEHIND[exchange], exchange != topology.DEAD
         consumers = await inquiry.consumers(queue)
         if consumers is None:
-            return [f"queue {queue!r} is missing"]
-        if exchange != topology.REQUESTS or is_absent:
+            return [Lack(f"queue {queue!r} is missing", hurts=hurts)]
+        if isinstance(consumers, Away):
+            return [Lack(f"queue {queue!r} is away ({consumers.said})", NODES, hurts)]
+        if not hurts or self._found.get(_exchange(exchange)):
             return []  # what is published to the dead lies there for people: nobody tries that out
         is_routed, told_at_s = self._publisher.last_routed(exchange)
         # Where nobody consumes, the messages of each try would stay. Where that is untold, somebody may consume.
-        if not is_routed or (consumers != 0 and monotonic_s() - told_at_s > ROUTE_PROBE_EVERY_S):
+        may_try = consumers is UNTOLD or consumers > 0
+        if not is_routed or (may_try and monotonic_s() - told_at_s > ROUTE_PROBE_EVERY_S):
             is_routed = await self._is_routed(exchange)
-        return [] if is_routed else [f"queue {queue!r} is not bound to exchange {exchange!r}"]
+        return [] if is_routed else [Lack(f"queue {queue!r} is not bound to exchange {exchange!r}")]
 
     async def _is_routed(self, exchange: str) -> bool:
         try:
@@ -148,28 +229,41 @@ class Upkeep:
             return self._publisher.last_routed(exchange)[0]
         return True
 
-    async def _look_at_own_queues(self, inquiry: Inquiry) -> None:
-        """Make anew what belongs to our own subscriptions, and note what cannot be made."""
-        ours = self._session.subscriptions
-        start, count = self._next_queue, min(QUEUES_PER_LOOK, len(ours))
-        self._next_queue += count
-        for one in [ours[(start + step) % len(ours)] for step in range(count)]:
-            fault = _of_queue(one.name, await inquiry.ask(one.look))
-            self._of_queues.pop(one.name, None)
-            if fault is not None:
-                self._of_queues[one.name] = fault
-        for gone in self._of_queues.keys() - {one.name for one in ours}:
-            del self._of_queues[gone]
+
+def _exchange(name: str) -> str:
+    return f"exchange {name}"
 
 
-def _of_queue(queue: str, objection: Objection | None) -> str | None:
+def _queue(name: str) -> str:
+    return f"queue of ours {name}"
+
+
+def _of_right(lacking: RightLacking) -> Lack:
+    return Lack(lacking.cause, lacking.cure) if lacking.is_of_topic else Lack(lacking.cause)
+
+
+async def _of_exchange(name: str, inquiry: Inquiry) -> list[Lack]:
+    is_absent = await inquiry.absence(name) is not None
+    return [Lack(f"exchange {name!r} is missing", hurts=name != topology.DEAD)] if is_absent else []
+
+
+async def _of_own_queue(one: Subscription, inquiry: Inquiry) -> list[Lack]:
+    """Make anew what belongs to a subscription of ours; what cannot be made."""
+    lack = _of_objection(one.name, await inquiry.ask(one.look, f"queue {one.name!r}"))
+    return [] if lack is None else [lack]
+
+
+def _of_objection(queue: str, objection: Objection | None) -> Lack | None:
     match objection:
         case None:
             return None
         case RightLacking():
-            return objection.cause
+            return _of_right(objection)
         case ChannelNotFoundEntity() if "no exchange" in str(objection):
             return None  # the exchange that it is bound to is missing, and told as that
+        case ChannelNotFoundEntity() if is_away(objection):
+            return Lack(f"queue {queue!r} is away ({words(objection)})", NODES)
         case ChannelNotFoundEntity():
-            return f"queue {queue!r} is missing"
-    return f"queue {queue!r} is not as it should be ({words(objection)})"
+            return Lack(f"queue {queue!r} is missing")
+    said = words(objection)
+    return Lack(f"queue {queue!r} is not as it should be ({said})", cure_of(said))

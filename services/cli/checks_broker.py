@@ -1,6 +1,7 @@
 """The doctor's look at the broker: does it answer, has it all that Evenload needs, and does somebody take from it?"""
 
 import asyncio
+import contextlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -8,9 +9,9 @@ from typing import Any
 
 from services.broker import topology
 from services.broker.address import BrokerAddress
-from services.broker.calls import within
 from services.broker.connection import connected as broker_connected
-from services.broker.inquiry import UNTOLD, inquiring
+from services.broker.inquiry import UNTOLD, Away, inquiring
+from services.broker.lacks import NODES
 from services.broker.session import Session
 from services.cli.broker_parts import Rows, Shown, compare, look
 from services.cli.checks import Check, Finding, note, ok, problem
@@ -22,6 +23,10 @@ from services.local.running import RunningStack
 ANSWERS_WITHIN_S = 5.0
 NAMES_SHOWN = 5
 MEND_THERE = "run `evenload mend --console {}`"
+RIVALS = "close them at the console: what they take, no service of ours gets"
+RIVALS_UNNAMED = "close the others' connections: give `--console URL` to have them named"
+OURS_END = " consume"
+"""How the connections end by name that our services consume over."""
 ALARM_CURES = {
     "memory": "let its queues become shorter, or raise vm_memory_high_watermark",
     "disk": "free space on its disk, or lower disk_free_limit",
@@ -37,6 +42,8 @@ class Seen:
     """How many consumers each queue has that is there, by its name."""
     untold: frozenset[str]
     """The queues that this user may not ask about."""
+    away: Mapping[str, str]
+    """What the broker says of each queue that exists, and cannot be used now."""
 
 
 async def check_broker(
@@ -69,8 +76,10 @@ async def _by_amqp(url: str, registered: Sequence[str]) -> Seen | Check:
     queues = [topology.INTAKE, topology.GRAVEYARD, *map(topology.substation_queue, registered)]
     log = "see the log of rabbitmq"
     try:
-        async with asyncio.timeout(ANSWERS_WITHIN_S), broker_connected(url, "evenload doctor", 0) as session:
-            return await within(ANSWERS_WITHIN_S, "looking at exchanges and queues", _look_around(session, queues))
+        async with contextlib.AsyncExitStack() as stack:
+            async with asyncio.timeout(ANSWERS_WITHIN_S):
+                session = await stack.enter_async_context(broker_connected(url, "evenload doctor", 0))
+            return await _look_around(session, queues)
     except Misconfigured as error:
         cause, _, cure = str(error).rpartition(": ")
         return problem("broker", cause.removeprefix("EVENLOAD_AMQP_URL: "), cure)
@@ -85,7 +94,8 @@ async def _look_around(session: Session, queues: Sequence[str]) -> Seen:
         absent = [one for one in topology.EXCHANGES if await inquiry.absence(one) is not None]
         told = {one: await inquiry.consumers(one) for one in queues}
     consumers = {one: count for one, count in told.items() if isinstance(count, int)}
-    return Seen(absent, consumers, frozenset(one for one in queues if told[one] is UNTOLD))
+    away = {one: answer.said for one, answer in told.items() if isinstance(answer, Away)}
+    return Seen(absent, consumers, frozenset(one for one in queues if told[one] is UNTOLD), away)
 
 
 def _place(url: str) -> str:
@@ -97,10 +107,14 @@ def _as_far_as_seen(seen: Seen, registered: Sequence[str]) -> list[Check]:
     """What AMQP alone tells, and what it does not tell."""
     mend = MEND_THERE.format("URL")
     faults = [problem("broker", f"exchange {one!r} is missing", mend) for one in seen.absent_exchanges]
-    told = {one for one in (topology.INTAKE, topology.GRAVEYARD) if one not in seen.untold}
+    told = {topology.INTAKE, topology.GRAVEYARD} - seen.untold - seen.away.keys()
     faults += [problem("broker", f"queue {one!r} is missing", mend) for one in sorted(told - seen.consumers.keys())]
-    known = [one for one in registered if topology.substation_queue(one) not in seen.untold]
+    faults += _away(seen)
+    known = [one for one in registered if topology.substation_queue(one) not in seen.untold | seen.away.keys()]
     faults += _takers(known, seen.consumers, seen.consumers)
+    for queue in map(topology.substation_queue, known):
+        if (count := seen.consumers.get(queue, 0)) > 1:
+            faults.append(problem("broker", f"queue {queue!r} has {count} consumers, not one", RIVALS_UNNAMED))
     cure = "give `--console URL` with EVENLOAD_CONSOLE_USER and EVENLOAD_CONSOLE_PASSWORD"
     return [*faults, note("broker", "bindings, policies, rights and alarms were not looked at", cure)]
 
@@ -115,8 +129,12 @@ async def _by_console(console_url: str, registered: Sequence[str], seen: Seen | 
         checks = [problem("broker", one.fault, one.cure or mend) for one in parts if one.fault]
         if shown.has_vhost:
             consumers = await _consumers(console, shown) if seen is None or seen.untold else seen.consumers
+            away = {} if seen is None else seen.away
+            checks += [] if seen is None else _away(seen)
             if consumers is not None:
-                checks += _takers(registered, consumers, _bound(shown, consumers))
+                known = [one for one in registered if topology.substation_queue(one) not in away]
+                checks += _takers(known, consumers, _bound(shown, consumers))
+            checks += await _rivals(console)
             checks += await _alarmed(console)
     except ConsoleUnusable as error:
         cause, _, cure = str(error).rpartition(": ")
@@ -166,6 +184,30 @@ def _takers(registered: Sequence[str], consumers: Mapping[str, int], bound: Iter
     ):
         if those:
             yield problem("broker", f"substations {what}: {_names(those)}", cure)
+
+
+def _away(seen: Seen) -> list[Check]:
+    return [problem("broker", f"queue {one!r} is away ({said})", NODES) for one, said in seen.away.items()]
+
+
+async def _rivals(console: Console) -> list[Check]:
+    """Who takes from a queue beside those that may: one substation from its own, balancers from the intake."""
+    rows, connections = await _rows(console, "/api/consumers/{vhost}"), await _rows(console, "/api/connections")
+    names = {row.get("name"): _connection_name(row) for row in connections or ()}
+    takers: dict[str, list[tuple[str, str]]] = {}
+    for row in rows or ():
+        details = row.get("channel_details") or {}  # an empty list where the console does not know it yet
+        connection = details.get("connection_name")
+        taker = str(names.get(connection, connection)), str(details.get("user"))
+        takers.setdefault(row["queue"]["name"], []).append(taker)
+    checks = []
+    for queue, those in sorted(takers.items()):
+        rivals = [one for one in those if not one[0].endswith(OURS_END)]
+        is_substations = queue.startswith(topology.SUBSTATION_PREFIX)
+        if len(those) > 1 and (is_substations or (rivals and queue == topology.INTAKE)):
+            said = _names(sorted(f"{name} (user {user!r})" for name, user in rivals or those))
+            checks.append(problem("broker", f"others take from queue {queue!r}, over connections: {said}", RIVALS))
+    return checks
 
 
 async def _alarmed(console: Console) -> list[Check]:

@@ -2,101 +2,29 @@
 
 import asyncio
 import contextlib
-from dataclasses import dataclass, field
 
 import aio_pika
 import pytest
 from harness.broker import api
-from harness.broker_sessions import DEADLINE_S, eventually, meanwhile
-from prometheus_client import CollectorRegistry, Counter, Gauge
+from harness.broker_processes import (
+    SUBSTATIONS,
+    balancer,
+    delete,
+    gateway,
+    mend,
+    permit,
+    substations,
+    unbind,
+    until_received,
+    until_routed,
+)
+from harness.broker_sessions import eventually, meanwhile
 from structlog.testing import capture_logs
 
 from services.broker import topology
-from services.broker.connection import connected
-from services.broker.events import LOAD_TABLE, listen_for_ever, publish_event
-from services.broker.publisher import Publisher
-from services.broker.session import Session
-from services.broker.settle import Consumer
-from services.broker.upkeep import Upkeep
+from services.broker.events import LOAD_TABLE, publish_event
 from services.errors import BrokerUnavailable, Unroutable
 from services.messages import Hint
-
-SUBSTATIONS = ("north", "east", "south")
-
-
-@dataclass
-class Process:
-    """The broker's half of a service of ours, and what it was handed."""
-
-    vhost: object
-    session: Session
-    publisher: Publisher
-    upkeep: Upkeep
-    registry: CollectorRegistry
-    received: list[Hint] = field(default_factory=list)
-    heard: list[dict] = field(default_factory=list)
-
-    async def take(self, hints):
-        self.received += hints
-
-    def told(self):
-        """What `/readyz` gives as the cause, and the number of missing things that the metric shows."""
-        return self.upkeep.fault(), self.registry.get_sample_value("evenload_broker_topology_missing")
-
-    async def until_told(self, *missing):
-        cause = f"the broker's topology is incomplete: {'; '.join(missing)}: {topology.MEND}"
-        await eventually(lambda: self.told() == (cause, len(missing)), f"{cause}, not {self.told()}")
-
-    async def until_whole(self):
-        await eventually(lambda: self.told() == (None, 0), f"all well, not {self.told()}")
-
-    def settled(self, queue):
-        return self.registry.get_sample_value("settled_total", {"queue": queue, "outcome": "acked"}) or 0
-
-
-@contextlib.asynccontextmanager
-async def process(vhost, role, *own_work):
-    """A process of `role`, with its upkeep, and work that is made from it."""
-    registry = CollectorRegistry()
-    missing = Gauge("evenload_broker_topology_missing", "…", registry=registry)
-    settled = Counter("settled", "…", ["queue", "outcome"], registry=registry)
-    async with contextlib.AsyncExitStack() as stack:
-        session = await stack.enter_async_context(connected(vhost.amqp_url(role), f"{role} consume", 30))
-        publishing = await stack.enter_async_context(connected(vhost.amqp_url(role), f"{role} publish", 30))
-        publisher = Publisher(publishing, 100)
-        upkeep = Upkeep(session, publisher, topology.ROLES[role], missing)
-        one = Process(vhost, session, publisher, upkeep, registry)
-        for work in own_work:
-            await stack.enter_async_context(meanwhile(work(one, settled)))
-        await stack.enter_async_context(meanwhile(upkeep.look_for_ever()))
-        await eventually(lambda: [each.is_consuming for each in session.subscriptions] == [True] * len(own_work), "all")
-        await one.until_whole()
-        yield one
-
-
-def consuming(queue, bind_to=None):
-    def work(one, settled):
-        consumer = Consumer(queue, one.take, one.publisher, settled)
-        return consumer.consume_for_ever(one.session, prefetch=10, tag=f"test {queue}", bind_to=bind_to)
-
-    return work
-
-
-def listening(one, _settled):
-    return listen_for_ever(one.session, LOAD_TABLE, one.heard.append)
-
-
-def gateway(vhost):
-    return process(vhost, "gateway", listening)
-
-
-def balancer(vhost):
-    return process(vhost, "balancer", consuming(topology.INTAKE))
-
-
-def substations(vhost):
-    queues = [topology.substation_queue(one) for one in SUBSTATIONS]
-    return process(vhost, "substation", *(consuming(one, topology.ASSIGNMENTS) for one in queues))
 
 
 @pytest.fixture
@@ -108,45 +36,8 @@ def vhost(vhost, monkeypatch):
     return vhost
 
 
-def delete(vhost, kind, name):
-    api(vhost.broker, "DELETE", f"{kind}/{vhost.name}/{name}")
-
-
-def unbind(vhost, exchange, queue, key=""):
-    api(vhost.broker, "DELETE", f"bindings/{vhost.name}/e/{exchange}/q/{queue}/{key or '~'}")
-
-
-def permit(vhost, role, **other):
-    """Give a role's user its rights, but for `other`."""
-    api(vhost.broker, "PUT", f"permissions/{vhost.name}/{role}", topology.ROLES[role].rights | other)
-
-
-def mend(vhost):
-    """What `evenload mend` loads."""
-    api(vhost.broker, "POST", f"definitions/{vhost.name}", topology.topology())
-
-
 async def ignore(_message):
     """Take a probe."""
-
-
-async def until_routed(publisher, *substations):
-    async with asyncio.timeout(DEADLINE_S):
-        for one in substations:
-            while not await is_routed(publisher, one):
-                await asyncio.sleep(0.05)
-
-
-async def is_routed(publisher, substation):
-    try:
-        await publisher.publish_hints(topology.ASSIGNMENTS, substation, [Hint(f"for {substation}", 1)])
-    except (Unroutable, BrokerUnavailable):
-        return False
-    return True
-
-
-async def until_received(one, *request_ids):
-    await eventually(lambda: set(request_ids) <= {hint.request_id for hint in one.received}, f"{request_ids}")
 
 
 @pytest.mark.parametrize("gone", [("north",), SUBSTATIONS])
@@ -215,6 +106,7 @@ async def test_the_graveyard_is_told_as_missing(vhost):
         delete(vhost, "queues", topology.GRAVEYARD)
         for one in (chooser, host):
             await one.until_told(f"queue '{topology.GRAVEYARD}' is missing")
+            assert one.upkeep.fault() is None  # no request needs it: the process stays ready
         mend(vhost)
         for one in (chooser, host):
             await one.until_whole()

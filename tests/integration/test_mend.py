@@ -63,20 +63,25 @@ class Broker:
         assert (answer["console"], answer["vhost"]) == (self.url, self.vhost.name)
         return [one for one in answer["items"] if one["outcome"] != "was there"]
 
-    @contextlib.asynccontextmanager
-    async def taking(self):
-        """Take from both queues, as a balancer and a substation do; both make what is theirs to make."""
-        async with await aio_pika.connect(self.vhost.amqp_url("operator")) as connection:
-            channel = await connection.channel()
-            queue = await channel.declare_queue(NORTH, durable=True, arguments=dict(topology.QUORUM))
-            await queue.bind(topology.ASSIGNMENTS, "north")
-            for one in (queue, await channel.get_queue(topology.INTAKE)):
-                await one.consume(nobody)
-            yield
+    def taking(self):
+        return taking_as(self.vhost, "one consume")
 
 
 async def nobody(_message):
     raise AssertionError("nothing is published here")
+
+
+@contextlib.asynccontextmanager
+async def taking_as(vhost, name):
+    """Take from both queues over a connection of that name, as a balancer and a substation do; both make their own."""
+    properties = {"connection_name": name}
+    async with await aio_pika.connect(vhost.amqp_url("operator"), client_properties=properties) as connection:
+        channel = await connection.channel()
+        queue = await channel.declare_queue(NORTH, durable=True, arguments=dict(topology.QUORUM))
+        await queue.bind(topology.ASSIGNMENTS, "north")
+        for one in (queue, await channel.get_queue(topology.INTAKE)):
+            await one.consume(nobody)
+        yield
 
 
 @pytest.fixture
@@ -284,6 +289,34 @@ async def test_queues_that_nobody_takes_from_and_those_of_substations_that_are_m
     stands_idle = (Finding.PROBLEM, "substations that do not take from their queue: north", REMADE)
     assert await looked_at.doctor() == [idle, stands_idle]
     assert await looked_at.doctor(console=False) == [idle, stands_idle, unseen]
+
+
+async def test_somebody_else_who_takes_from_a_queue_is_named_with_the_user_and_the_connection(vhost, monkeypatch):
+    looked_at = Broker(vhost, monkeypatch)
+    async with taking_as(vhost, "north-1 consume"), taking_as(vhost, "balancer-1 consume"):
+        # Of two balancers both may take from the intake, and of two substations only one from a queue.
+        both = "north-1 consume (user 'operator')"
+        first = f"others take from queue '{NORTH}', over connections: balancer-1 consume (user 'operator'), {both}"
+        await until_told(looked_at, [first])
+        async with taking_as(vhost, "a script"):
+            strange = "over connections: a script (user 'operator')"
+            await until_told(
+                looked_at,
+                [f"others take from queue 'charge.intake', {strange}", f"others take from queue '{NORTH}', {strange}"],
+            )
+            [(finding, said, cure), _] = await looked_at.doctor(console=False)
+            assert (finding, said) == (Finding.PROBLEM, f"queue '{NORTH}' has 3 consumers, not one")
+            assert cure == "close the others' connections: give `--console URL` to have them named"
+
+
+async def until_told(looked_at, expected):
+    """Wait for the console's statistics, which lag."""
+    said = None
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(30):
+            while said != expected:
+                said = sorted(one for _, one, _ in await looked_at.doctor())
+    assert said == expected
 
 
 async def test_without_a_console_the_doctor_says_what_amqp_tells_and_what_it_could_not_look_at(looked_at):
