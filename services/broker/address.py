@@ -4,6 +4,7 @@ import asyncio
 import base64
 import binascii
 import difflib
+import re
 import ssl
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,8 +20,11 @@ from services.text_files import HEAD_BYTES, mark_fault
 SETTING = "EVENLOAD_AMQP_URL"
 HEARTBEAT_S = 10
 """Where the address names none."""
+HEARTBEAT_MAX_S = 65_534
 
 LOOK_DEADLINE_S = 3.0
+NEXT_ADDRESS_AFTER_S = 0.25
+"""How long one address of a host may take before the next one is tried as well."""
 MECHANISMS = ("plain", "external")
 
 
@@ -67,6 +71,12 @@ def _known_options(scheme: str, pairs: Sequence[tuple[str, str]]) -> dict[str, s
             raise refused(f"the option {name!r} is for encrypted connections only", "write amqps:// instead of amqp://")
     if options.get("auth", "plain") not in MECHANISMS:
         raise refused(f"auth={options['auth']} is no way to log in", f"use one of {', '.join(MECHANISMS)}")
+    heartbeat = options.get("heartbeat", "0")
+    if not re.fullmatch("[0-9]{1,5}", heartbeat) or int(heartbeat) > HEARTBEAT_MAX_S:
+        raise refused(
+            f"heartbeat={heartbeat} is no whole number of seconds from 0 to {HEARTBEAT_MAX_S}",
+            f"write for example heartbeat={HEARTBEAT_S}, or 0 to turn it off",
+        )
     if options.get("no_verify_ssl", "0") not in ("0", "1"):
         raise refused(
             f"no_verify_ssl={options['no_verify_ssl']} is neither 0 nor 1",
@@ -133,10 +143,25 @@ def _add_own_certificate(context: ssl.SSLContext, certfile: str, keyfile: str | 
         raise refused(cause, "name a certificate in PEM with its chain, and the key that belongs to it") from None
 
 
+def is_distrust(error: BaseException) -> bool:
+    """Whether one of the two ends does not trust the other, or wants a certificate: no waiting cures that.
+
+    Other ends of an encrypted connection pass: a proxy's broker may be away, or its certificate about to be renewed.
+    """
+    cause = _ssl_error(error)
+    return isinstance(cause, ssl.SSLCertVerificationError) or (
+        isinstance(cause, ssl.SSLError) and cause.reason == "TLSV13_ALERT_CERTIFICATE_REQUIRED"
+    )
+
+
+def _ssl_error(error: BaseException) -> BaseException | None:
+    return error if isinstance(error, ssl.SSLError) else error.__cause__
+
+
 async def tls_fault(address: BrokerAddress, error: BaseException) -> Misconfigured | None:
     """Why the two ends cannot talk because of encryption; None where that is not the fault."""
     end = f"the broker at {address.text}"
-    match error if isinstance(error, ssl.SSLError) else error.__cause__:
+    match _ssl_error(error):
         case ssl.SSLCertVerificationError() as cause:
             told = cause.verify_message.rstrip(".")
             cure = "name its authority in ?cafile=, and the host as the certificate has it"
@@ -158,7 +183,9 @@ async def _encrypts(address: BrokerAddress) -> bool:
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     try:
         async with asyncio.timeout(LOOK_DEADLINE_S):
-            _, writer = await asyncio.open_connection(address.url.host, address.port, ssl=context)
+            _, writer = await asyncio.open_connection(
+                address.url.host, address.port, ssl=context, happy_eyeballs_delay=NEXT_ADDRESS_AFTER_S
+            )
     except (OSError, TimeoutError):
         return False
     writer.transport.abort()

@@ -15,6 +15,8 @@ ASK_HOPELESS_EVERY_S = 0.25
 """How often to ask whether an answer can still come."""
 FRAME_MAX_BYTES = 1024 * 1024
 """Far above what RabbitMQ sends: a greeting in another protocol, read as a frame, promises more."""
+_NO_ENTRY = re.compile(r"vhost .* not found$|access to vhost '.*' refused for user '[^']*'$")
+"""Words without a reason behind them: where a limit is reached or a vhost is down, that follows."""
 _CUT_OFF = re.compile(r"Read (?P<read>\d+) bytes but (?P<expected>\d+) bytes expected")
 
 LAST_MOMENT_S = 0.1
@@ -85,18 +87,27 @@ def forget(task: asyncio.Future[Any]) -> None:
         task.exception()
 
 
-def is_vhost_refused(error: BaseException | None) -> bool:
-    """Whether the broker answered the opening of the vhost with an end."""
-    return isinstance(error, InvalidFrameError) and "Connection.OpenOk" in str(error)
+class BrokerEnded(ConnectionError):
+    """The broker answered, and ended the connection while it was being opened; `code` is AMQP's, `said` its words."""
+
+    def __init__(self, code: int, said: str) -> None:
+        super().__init__(said)
+        self.code = code
+        self.said = said
+
+    @property
+    def is_refusal(self) -> bool:
+        """Whether it does not want us: there is no such vhost, or the user has no rights in it. Limits pass."""
+        return self.code == 403 or (self.code == 530 and _NO_ENTRY.search(self.said) is not None)
 
 
 def words(error: BaseException | None) -> str:
     """What went wrong, for people."""
-    if is_vhost_refused(error):  # the library does not pass on what the broker said
-        return "it refuses to open the vhost: there is none of that name, or the user has no rights in it"
     cut = _CUT_OFF.search(str(error)) if isinstance(error, AMQPConnectionError) else None
     if cut and cut["read"] == "0":
         return "the other end closed the connection without a word"
+    if isinstance(error, InvalidFrameError):
+        return f"it sent a frame that cannot be read ({error})"
     if isinstance(error, ProtocolSyntaxError) or (cut and int(cut["expected"]) > FRAME_MAX_BYTES):
         return "somebody there does not speak AMQP 0-9-1"
     if error is None or isinstance(error, asyncio.CancelledError):

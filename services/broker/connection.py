@@ -6,8 +6,8 @@ from collections.abc import AsyncIterator
 
 from aio_pika.exceptions import AuthenticationError, ProbableAuthenticationError
 
-from services.broker.address import BrokerAddress, refused, tls_fault
-from services.broker.calls import is_vhost_refused, words
+from services.broker.address import BrokerAddress, is_distrust, refused, tls_fault
+from services.broker.calls import BrokerEnded, words
 from services.broker.session import Session, running
 from services.clock import monotonic_s
 from services.errors import BrokerUnavailable, Misconfigured
@@ -28,8 +28,8 @@ async def connected(url: str, name: str, startup_timeout_s: float) -> AsyncItera
 async def until_connected(session: Session, timeout_s: float, *, unanswered_s: float | None = None) -> None:
     """Wait until it is connected; raises `Misconfigured` where it is refused, or not answered, for `timeout_s`.
 
-    With `unanswered_s`, raises `BrokerUnavailable` instead where nobody answers for so long. What no waiting cures (no
-    trust between the two ends) is raised at once.
+    With `unanswered_s`, raises `BrokerUnavailable` instead where nobody answers for so long, or nobody who refuses. A
+    certificate that is not trusted is told at once, because no waiting cures that.
     """
     began_at_s = monotonic_s()
     while True:
@@ -39,25 +39,32 @@ async def until_connected(session: Session, timeout_s: float, *, unanswered_s: f
         session.attempted.clear()
         if session.connected.is_set():
             return
-        has_refused = session.cause is not None and is_refusal(session.cause)
-        if session.cause is not None and not has_refused:
-            fault = await tls_fault(session.address, session.cause)
-            if fault is not None:
-                raise fault
-        waited_s = monotonic_s() - began_at_s
-        if unanswered_s is not None and not has_refused:
-            raise BrokerUnavailable(f"no broker answers at {session.address.text}")
-        if waited_s >= timeout_s:
-            raise _unusable(session, has_refused=has_refused)
+        cause = session.cause
+        if cause is not None and is_distrust(cause):
+            raise await tls_fault(session.address, cause) or _unusable(session)
+        if unanswered_s is not None and (cause is None or not is_refusal(cause)):
+            raise BrokerUnavailable(f"the broker at {session.address.text} cannot be had ({words(cause)})")
+        if monotonic_s() - began_at_s >= timeout_s:
+            fault = None if cause is None else await tls_fault(session.address, cause)
+            raise fault or _unusable(session)
 
 
 def is_refusal(error: BaseException) -> bool:
     """Whether a broker answered, and does not want us: waiting may not help."""
-    return isinstance(error, ProbableAuthenticationError | AuthenticationError) or is_vhost_refused(error)
+    if isinstance(error, BrokerEnded):
+        return error.is_refusal
+    return isinstance(error, ProbableAuthenticationError | AuthenticationError)
 
 
-def _unusable(session: Session, *, has_refused: bool) -> Misconfigured:
-    place, cause = session.address.text, words(session.cause)
-    if has_refused:
-        return refused(f"the broker at {place} answers, and refuses ({cause})", "correct user, password and vhost")
-    return refused(f"no broker answers at {place} ({cause})", "start one there, or correct address, user and vhost")
+def _unusable(session: Session) -> Misconfigured:
+    place, cause = session.address.text, session.cause
+    if cause is not None and is_refusal(cause):
+        return refused(
+            f"the broker at {place} answers, and refuses ({words(cause)})", "correct user, password and vhost"
+        )
+    if isinstance(cause, BrokerEnded):
+        cure = "raise that limit, or end other connections" if "limit" in cause.said else "see the broker's log"
+        return refused(f"the broker at {place} answers, and lets nobody in now ({words(cause)})", cure)
+    return refused(
+        f"no broker answers at {place} ({words(cause)})", "start one there, or correct address, user and vhost"
+    )

@@ -1,14 +1,18 @@
 """One connection to the broker, for as long as it lasts: it is never mended, only replaced by the next one."""
 
 import asyncio
+import socket
 import ssl
 from typing import Any
 
 from aio_pika import Connection
 from aio_pika.abc import AbstractChannel
+from aio_pika.exceptions import InvalidFrameError
 from yarl import URL
 
-from services.broker.calls import forget, words
+from services.broker.address import NEXT_ADDRESS_AFTER_S
+from services.broker.calls import BrokerEnded, forget, words
+from services.broker.reading import FrameReader
 from services.errors import BrokerUnavailable
 
 ATTEMPT_DEADLINE_S = 10.0
@@ -20,13 +24,38 @@ CHANNELS_MAX = 65_535
 class _Dialer:
     """Opens the library's socket, and keeps hold of it: the library itself cannot let go of a silent peer."""
 
-    def __init__(self, tls: ssl.SSLContext | None) -> None:
+    def __init__(self, tls: ssl.SSLContext | None, turn: int) -> None:
         self._tls = tls
+        self._turn = turn
+        self._reader: FrameReader | None = None
         self._writer: asyncio.StreamWriter | None = None
 
-    async def create(self, url: URL, **_options: Any) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        reader, self._writer = await asyncio.open_connection(url.host, url.port, ssl=self._tls)
-        return reader, self._writer
+    async def create(self, url: URL, **_options: Any) -> tuple[FrameReader, asyncio.StreamWriter]:
+        stream, self._writer = await asyncio.open_connection(
+            await self._host(url),
+            url.port,
+            ssl=self._tls,
+            server_hostname=url.host if self._tls else None,
+            happy_eyeballs_delay=NEXT_ADDRESS_AFTER_S,
+        )
+        self._reader = FrameReader(stream)
+        return self._reader, self._writer
+
+    async def _host(self, url: URL) -> str:
+        """The host by its name, so that the first of its addresses counts that takes a connection.
+
+        After attempts that were taken and got no answer it is one of its addresses, another one each time.
+        """
+        host = url.host or ""
+        if not self._turn:
+            return host
+        found = await asyncio.get_running_loop().getaddrinfo(host, url.port, type=socket.SOCK_STREAM)
+        return str(found[self._turn % len(found)][4][0])
+
+    @property
+    def end(self) -> tuple[int, str] | None:
+        """The code and the words with which the broker has ended the connection; None where it has said nothing."""
+        return None if self._reader is None else self._reader.end
 
     def hang_up(self) -> None:
         """Drop the socket at once, whatever is under way on it."""
@@ -37,8 +66,9 @@ class _Dialer:
 class Link:
     """A connection that the broker's console shows as `name`."""
 
-    def __init__(self, url: URL, name: str, tls: ssl.SSLContext | None) -> None:
-        self._dialer = _Dialer(tls)
+    def __init__(self, url: URL, name: str, tls: ssl.SSLContext | None, turn: int = 0) -> None:
+        """`turn` counts the attempts before this one that were taken and got no answer."""
+        self._dialer = _Dialer(tls, turn)
         self._connection = Connection(url, client_properties={"connection_name": name})
         self._connection.kwargs["transport_factory"] = self._dialer
         self._connection.close_callbacks.add(self._note_closed)
@@ -48,7 +78,7 @@ class Link:
         """Done when the connection is over; its value is the cause in words."""
 
     async def open(self) -> None:
-        """Connect and log in; raises what the library raises. A link that failed must still be closed."""
+        """Connect and log in; raises `BrokerEnded`, or what the library raises. A failed link must be closed, too."""
         attempt = asyncio.ensure_future(self._connection.connect())
         try:
             await asyncio.wait({attempt}, timeout=ATTEMPT_DEADLINE_S)
@@ -61,7 +91,12 @@ class Link:
             raise TimeoutError
         if attempt.cancelled():
             raise ConnectionError("the broker closed the connection")
-        attempt.result()
+        try:
+            attempt.result()
+        except InvalidFrameError as error:
+            if self._dialer.end is None:
+                raise
+            raise BrokerEnded(*self._dialer.end) from error
 
     async def channel(self, *, publisher_confirms: bool, on_return_raises: bool = False) -> AbstractChannel:
         """Open a channel; raises what the library raises."""

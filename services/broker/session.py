@@ -75,6 +75,8 @@ class Session:
         """When the connection of this attempt was made; None before."""
         self._breaks = 0
         """Connections that were lost in this outage."""
+        self._silences = 0
+        """Attempts in a row that got no answer."""
         self._told_at_s = 0.0
         self._told = ""
 
@@ -139,9 +141,14 @@ class Session:
 
     async def _serve_once(self) -> str:
         """Connect, and serve until the connection is lost; returns the cause, or raises what the library raises."""
-        link = Link(self.url, self.name, self.address.tls)
+        link = Link(self.url, self.name, self.address.tls, self._silences)
         try:
-            await link.open()
+            try:
+                await link.open()
+            except TimeoutError:
+                self._silences += 1
+                raise
+            self._silences = 0
             self._note_back(link)
             self.attempted.set()
             return await self._until_lost(link)

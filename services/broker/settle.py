@@ -194,6 +194,12 @@ class Consumer:
 
 
 def delivery_number(delivery: AbstractIncomingMessage) -> int:
-    """1 for a first delivery; quorum queues count the returns before this one in a header."""
-    returns = delivery.headers.get("x-delivery-count", 0)
-    return 1 + (returns if isinstance(returns, int) else 0)
+    """1 for a first delivery; quorum queues count the returns before this one in a header.
+
+    A queue of another type counts nothing, and would deliver a poisoned message for ever: there the second counts as
+    the last one.
+    """
+    returns = delivery.headers.get("x-delivery-count")
+    if isinstance(returns, int):
+        return 1 + returns
+    return topology.TAKE_APART_AFTER if delivery.redelivered else 1

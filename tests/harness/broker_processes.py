@@ -50,8 +50,8 @@ class Process:
     async def until_whole(self):
         await eventually(lambda: self.told() == (None, 0), f"all well, not {self.told()}")
 
-    def settled(self, queue):
-        return self.registry.get_sample_value("settled_total", {"queue": queue, "outcome": "acked"}) or 0
+    def settled(self, queue, outcome="acked"):
+        return self.registry.get_sample_value("settled_total", {"queue": queue, "outcome": outcome}) or 0
 
 
 @contextlib.asynccontextmanager

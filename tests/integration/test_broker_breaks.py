@@ -1,9 +1,12 @@
-"""A connection that breaks again and again is no connection, however often it comes back."""
+"""A connection that the broker ends again and again, does not take now, or takes at another address only."""
 
 import asyncio
 import contextlib
+import re
+import socket
 import uuid
 
+import pytest
 from harness.broker import api
 from harness.broker_sessions import eventually, meanwhile
 from harness.tcp_proxy import TcpProxy
@@ -11,9 +14,11 @@ from structlog.testing import capture_logs
 from yarl import URL
 
 from services.broker import session
+from services.broker.address import BrokerAddress
 from services.broker.calls import within
-from services.broker.connection import connected
-from services.errors import BrokerUnavailable
+from services.broker.connection import connected, until_connected
+from services.broker.session import running
+from services.errors import BrokerUnavailable, Misconfigured
 
 LIMIT = "has reached the maximum allowed user limit of"
 
@@ -84,3 +89,65 @@ async def test_after_an_outage_a_connection_is_well_at_once_though_it_breaks_onc
                 proxy.heal()
                 await one.connected.wait()
                 assert one.fault() is None
+
+
+@pytest.mark.parametrize("whose", ["user", "vhost"])
+async def test_a_limit_of_connections_is_named_and_passes(vhost, monkeypatch, whose):
+    monkeypatch.setattr(session, "pause_s", lambda _away_s: 0.05)
+    with user_of_its_own(vhost) as (user, url):
+        limit = f"{whose}-limits/{user if whose == 'user' else vhost.name}/max-connections"
+        api(vhost.broker, "PUT", limit, {"value": 0})
+        said = "connection limit (0) is reached"
+        with pytest.raises(Misconfigured) as told:
+            async with connected(url, "balancer-1 consume", 0.1):
+                pass
+        place = f"amqp://{user}:***@127.0.0.1:{vhost.broker.ports.amqp}/{vhost.name}"
+        assert str(told.value).startswith(f"EVENLOAD_AMQP_URL: the broker at {place} answers, and lets nobody in now (")
+        assert str(told.value).endswith(f"{said}): raise that limit, or end other connections")
+
+        async with running(BrokerAddress(url), "gateway-1 consume") as one:
+            with pytest.raises(BrokerUnavailable, match=re.escape(said)):  # a gateway starts without
+                await until_connected(one, 600, unanswered_s=30)
+            assert said in one.waiting()
+            waiting = asyncio.create_task(until_connected(one, 600))
+            api(vhost.broker, "DELETE", limit)
+            async with asyncio.timeout(60):
+                await waiting
+
+
+@pytest.fixture
+def other_address(vhost, monkeypatch):
+    """A listener that accepts nobody, at the first of two addresses of a host; and the address with that host."""
+    with TcpProxy(vhost.broker.ports.amqp) as proxy, socket.socket() as listener:
+        listener.bind(("127.0.0.2", proxy.port))
+        real = socket.getaddrinfo
+
+        def two_addresses(host, port, *more, **options):
+            if host != "broker.example":
+                return real(host, port, *more, **options)
+            return [real(one, port, *more, **options)[0] for one in ("127.0.0.2", "127.0.0.1")]
+
+        monkeypatch.setattr(socket, "getaddrinfo", two_addresses)
+        yield listener, str(URL(vhost.amqp_url("gateway")).with_host("broker.example").with_port(proxy.port))
+
+
+async def test_an_address_that_drops_everything_does_not_hide_the_other_one(other_address):
+    listener, url = other_address
+    listener.listen(0)
+    with contextlib.ExitStack() as waiting:
+        for _ in range(4):  # until its queue is full: from then on Linux drops who wants to connect
+            one = waiting.enter_context(socket.socket())
+            one.setblocking(False)
+            one.connect_ex(listener.getsockname())
+        async with connected(url, "gateway-1 consume", 0.1) as session_there:
+            await session_there.channel()
+
+
+async def test_an_address_that_takes_connections_and_says_nothing_does_not_hide_the_other_one(
+    other_address, monkeypatch
+):
+    monkeypatch.setattr("services.broker.link.ATTEMPT_DEADLINE_S", 0.5)
+    listener, url = other_address
+    listener.listen(100)
+    async with connected(url, "gateway-1 consume", 60) as session_there:
+        await session_there.channel()

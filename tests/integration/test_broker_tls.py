@@ -16,7 +16,8 @@ from services.errors import Misconfigured
 
 STARTUP_TIMEOUT_S = 600
 """Whatever is named only after it never ends a test."""
-
+IN_THE_END_S = 0.1
+"""For what may pass, and is told once the time to start is over."""
 
 ENDS_WITHIN_S = 30
 
@@ -125,7 +126,7 @@ async def test_a_host_that_the_certificate_does_not_have(vhost, authority):
 
 async def test_amqps_on_a_port_that_does_not_encrypt(vhost, authority):
     port = vhost.broker.ports.amqp
-    told = await refusal(address(vhost, port, f"?cafile={authority.certificate.file}"))
+    told = await refusal(address(vhost, port, f"?cafile={authority.certificate.file}"), IN_THE_END_S)
     assert told == (
         f"EVENLOAD_AMQP_URL: the broker at amqps://balancer:***@127.0.0.1:{port}/{vhost.name} does not encrypt on port "
         f"{port}: name its encrypted port (often 5671), or write amqp://"
@@ -134,10 +135,61 @@ async def test_amqps_on_a_port_that_does_not_encrypt(vhost, authority):
 
 async def test_amqp_on_a_port_that_encrypts(vhost, authority):
     with encrypted(vhost.broker, authority.issue("server", "IP:127.0.0.1")) as port:
-        told = await refusal(address(vhost, port, scheme="amqp"))
+        told = await refusal(address(vhost, port, scheme="amqp"), IN_THE_END_S)
     place = f"amqp://balancer:***@127.0.0.1:{port}/{vhost.name}"
     cure = "write amqps:// instead of amqp://"
     assert told == f"EVENLOAD_AMQP_URL: the broker at {place} encrypts on port {port}: {cure}"
+
+
+PASSING = {
+    "a proxy without a broker behind it": b"HTTP/1.1 503 Service Unavailable\r\n\r\n",
+    "internal_error": b"\x15\x03\x03\x00\x02\x02\x50",
+    "handshake_failure": b"\x15\x03\x03\x00\x02\x02\x28",
+}
+
+
+@contextlib.asynccontextmanager
+async def at_first(greeting, port):
+    """An end that gives `greeting` to the first two who come, and then leads to `port`; its own port."""
+    came = 0
+
+    async def serve_one(reader, writer):
+        nonlocal came
+        came += 1
+        if came <= 2:
+            await reader.read(8)
+            writer.write(greeting)
+        else:
+            far_reader, far_writer = await asyncio.open_connection("127.0.0.1", port)
+            await asyncio.gather(pump(reader, far_writer), pump(far_reader, writer))
+        writer.close()
+
+    async def pump(reader, writer):
+        with contextlib.suppress(ConnectionError):
+            while data := await reader.read(65_536):
+                writer.write(data)
+            writer.close()
+
+    async with await asyncio.start_server(serve_one, "127.0.0.1", 0) as server:
+        yield server.sockets[0].getsockname()[1]
+
+
+@pytest.mark.parametrize("what", PASSING)
+@pytest.mark.parametrize("scheme", ["amqps", "amqp"])
+async def test_what_may_pass_is_waited_for(vhost, authority, monkeypatch, what, scheme):
+    monkeypatch.setattr("services.broker.session.pause_s", lambda _away_s: 0.01)
+    server = authority.issue("server", "IP:127.0.0.1")
+    with encrypted(vhost.broker, server) as port:
+        async with at_first(PASSING[what], port if scheme == "amqps" else vhost.broker.ports.amqp) as passing:
+            options = f"?cafile={authority.certificate.file}" if scheme == "amqps" else ""
+            async with connected(address(vhost, passing, options, scheme=scheme), "test", ENDS_WITHIN_S) as session:
+                await session.channel()
+
+
+async def test_an_alert_that_may_pass_is_told_in_the_end(vhost, authority):
+    async with at_first(PASSING["internal_error"], 1) as port:
+        told = await refusal(address(vhost, port), startup_timeout_s=0)
+    assert "ends the encrypted connection (TLSV1_ALERT_INTERNAL_ERROR): it may want a certificate" in told
 
 
 @pytest.mark.parametrize(

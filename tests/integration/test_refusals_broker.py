@@ -49,7 +49,7 @@ def empty_vhost(broker):
     ("wrong", "told"),
     [
         ("password", "(ACCESS_REFUSED"),
-        ("vhost", "(it refuses to open the vhost"),
+        ("vhost", "(NOT_ALLOWED - vhost nowhere not found): correct user, password and vhost"),
         ("topology", "is not set up for Evenload (NOT_FOUND - no exchange 'charge."),
     ],
 )
@@ -111,7 +111,7 @@ def test_a_broker_that_refuses_and_a_ledger_that_cannot_be_used(refusal, broker,
     said = refusal("balancer", EVENLOAD_LEDGER_URL=diary, EVENLOAD_AMQP_URL=wrong)
 
     assert "is no usable ledger" in said
-    assert "(it refuses to open the vhost" in said
+    assert "(NOT_ALLOWED - vhost nowhere not found)" in said
 
 
 def test_a_broker_that_is_well_and_a_ledger_that_cannot_be_used(refusal, vhost, diary):

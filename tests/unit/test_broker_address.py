@@ -27,6 +27,9 @@ def refusal(url):
     return said.removeprefix("EVENLOAD_AMQP_URL: ")
 
 
+HEARTBEAT = "write for example heartbeat=10, or 0 to turn it off"
+
+
 @pytest.mark.parametrize(
     ("url", "told"),
     [
@@ -35,6 +38,10 @@ def refusal(url):
             "nobody reads the option 'cacertfile': did you mean certfile?",
         ),
         (f"{PLAIN}?frame_max=1", f"nobody reads the option 'frame_max': use only {', '.join(OPTIONS)}"),
+        *(
+            (f"{PLAIN}?heartbeat={one}", f"heartbeat={one} is no whole number of seconds from 0 to 65534: {HEARTBEAT}")
+            for one in ("5s", "-1", "65535", "70000", "1.5", "٥", "0x5", "")
+        ),
         (f"{PLAIN}?heartbeat=5&heartbeat=6", "the option 'heartbeat' is given twice: keep one of them"),
         (
             f"{PLAIN}?cafile=/ca.pem",

@@ -4,6 +4,8 @@ import asyncio
 
 import pytest
 from aio_pika import DeliveryMode
+from aio_pika.exceptions import DeliveryError
+from pamqp.commands import Basic
 
 from services.broker import topology
 from services.broker.publisher import Publisher
@@ -112,6 +114,21 @@ async def test_who_waits_for_a_confirm_hears_at_once_that_the_broker_takes_no_me
 
     with pytest.raises(BrokerUnavailable, match="takes no messages now"):
         await Publisher(session, 1).publish_hints(topology.REQUESTS, "", [Hint("a", 0)])
+
+
+async def test_a_full_queue_is_an_answer_and_leaves_the_channel_to_others(session, monkeypatch):
+    monkeypatch.setattr("services.broker.publisher.PUBLISH_DEADLINE_S", 0.01)  # an old channel would be given up
+    publisher = Publisher(session, 1)
+    session.exchange.fault = DeliveryError(None, Basic.Nack(1))
+    for _ in range(2):
+        await asyncio.sleep(0.02)
+        with pytest.raises(BrokerUnavailable) as told:
+            await publisher.publish_hints(topology.ASSIGNMENTS, "north", [Hint("a", 0)])
+        assert str(told.value) == (
+            "publishing to charge.assignments: the broker refuses the message, because a queue is full or fails"
+        )
+
+    assert session.channels == 1
 
 
 async def test_each_exchange_has_a_channel_of_its_own_because_one_that_is_missing_closes_its_channel(session):
