@@ -50,8 +50,9 @@ class Away:
 class Inquiry:
     """Questions over one session, one after the other; each raises `BrokerUnavailable` where nobody answers."""
 
-    def __init__(self, session: Session) -> None:
+    def __init__(self, session: Session, deadline_s: float | None = None) -> None:
         self._session = session
+        self._deadline_s = QUESTION_DEADLINE_S if deadline_s is None else deadline_s
         self.link = session.link
         """The connection that it was begun on."""
         self._channel: AbstractChannel | None = None
@@ -70,7 +71,7 @@ class Inquiry:
                 return error
             return usable
 
-        answer = await within(QUESTION_DEADLINE_S, f"asking about {about}", asked())
+        answer = await within(self._deadline_s, f"asking about {about}", asked())
         if isinstance(answer, ChannelClosed | RightLacking):
             return answer
         self._channel = answer
@@ -129,9 +130,9 @@ def is_away(objection: ChannelNotFoundEntity) -> bool:
 
 
 @contextlib.asynccontextmanager
-async def inquiring(session: Session) -> AsyncIterator[Inquiry]:
-    """An inquiry whose channel is closed after the block."""
-    inquiry = Inquiry(session)
+async def inquiring(session: Session, deadline_s: float | None = None) -> AsyncIterator[Inquiry]:
+    """An inquiry whose channel is closed after the block; `deadline_s` is for each question."""
+    inquiry = Inquiry(session, deadline_s)
     try:
         yield inquiry
     finally:

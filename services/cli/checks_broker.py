@@ -9,6 +9,7 @@ from typing import Any
 
 from services.broker import topology
 from services.broker.address import BrokerAddress
+from services.broker.calls import words
 from services.broker.connection import connected as broker_connected
 from services.broker.inquiry import UNTOLD, Away, inquiring
 from services.broker.lacks import NODES
@@ -83,14 +84,14 @@ async def _by_amqp(url: str, registered: Sequence[str]) -> Seen | Check:
     except Misconfigured as error:
         cause, _, cure = str(error).rpartition(": ")
         return problem("broker", cause.removeprefix("EVENLOAD_AMQP_URL: "), cure)
-    except BrokerUnavailable as error:
+    except (BrokerUnavailable, TimeoutError) as error:
+        if isinstance(error, TimeoutError) or words(TimeoutError()) in str(error):
+            return problem("broker", f"{_place(url)} does not answer within {ANSWERS_WITHIN_S:g} s", log)
         return problem("broker", str(error), log)
-    except TimeoutError:
-        return problem("broker", f"{_place(url)} does not answer within {ANSWERS_WITHIN_S:g} s", log)
 
 
 async def _look_around(session: Session, queues: Sequence[str]) -> Seen:
-    async with inquiring(session) as inquiry:
+    async with inquiring(session, ANSWERS_WITHIN_S) as inquiry:
         absent = [one for one in topology.EXCHANGES if await inquiry.absence(one) is not None]
         told = {one: await inquiry.consumers(one) for one in queues}
     consumers = {one: count for one, count in told.items() if isinstance(count, int)}

@@ -197,6 +197,22 @@ async def test_a_poisoned_hint_is_found_after_three_deliveries_and_its_neighbour
     assert await messages_in(vhost, topology.INTAKE) == 0
 
 
+async def test_a_poisoned_hint_ends_among_the_dead_also_where_the_queue_counts_no_deliveries(vhost):
+    api(vhost.broker, "DELETE", f"queues/{vhost.name}/{topology.INTAKE}")
+    classic = {"durable": True, "arguments": dict(topology.CLASSIC)}
+    api(vhost.broker, "PUT", f"queues/{vhost.name}/{topology.INTAKE}", classic)
+    api(vhost.broker, "POST", f"bindings/{vhost.name}/e/{topology.REQUESTS}/q/{topology.INTAKE}", {"routing_key": ""})
+    handler = Handler(poison="poison", poisons=RuntimeError("poisoned"))
+    async with publisher_of(vhost, "gateway") as publisher:
+        await publisher.publish_hints(topology.REQUESTS, "", [Hint("a", 0), Hint("poison", 0)])
+    async with consuming(vhost, "balancer", topology.INTAKE, handler) as settled:
+        await eventually(lambda: outcome(settled, topology.INTAKE, "acked") == 1, "an ack")
+        assert outcome(settled, topology.INTAKE, "requeued") == 1
+    assert [Hint("a", 0)] in handler.batches
+    assert await messages_in(vhost, topology.GRAVEYARD) == 1
+    assert await messages_in(vhost, topology.INTAKE) == 0
+
+
 async def test_a_full_queue_refuses_what_is_new_and_keeps_what_it_has(vhost):
     [work] = [one for one in topology.POLICIES if one["name"] == "charge-work"]
     small = {**work, "definition": {**work["definition"], "max-length": 2}}
