@@ -10,7 +10,7 @@ import asyncio
 
 from aio_pika import DeliveryMode
 from pamqp import frame as frames
-from pamqp.commands import Basic, Connection
+from pamqp.commands import Basic, Channel, Connection
 from pamqp.constants import FRAME_HEADER, FRAME_METHOD
 from pamqp.header import ContentHeader
 
@@ -27,6 +27,8 @@ FLAGS_AT = HEAD_BYTES + 12
 FLAGS_BYTES = 2
 DELIVERY_TAG_BYTES = 9
 """The tag, and whether it was delivered before."""
+CODE_BYTES = 2
+CLOSES = (Channel.Close.index, Connection.Close.index)
 
 
 class FrameReader:
@@ -58,17 +60,18 @@ class FrameReader:
     def _readable(self, frame: bytes) -> bytes:
         kind = frame[0]
         method = int.from_bytes(frame[HEAD_BYTES : HEAD_BYTES + ID_BYTES]) if kind == FRAME_METHOD else None
-        if kind != FRAME_HEADER and method not in (Basic.Deliver.index, Connection.Close.index):
+        if kind != FRAME_HEADER and method not in (Basic.Deliver.index, *CLOSES):
             return frame
         try:
             _, _, read = frames.unmarshal(frame)
             if isinstance(read, ContentHeader):
                 _refuse_values(read.properties)
         except Exception as error:  # of many kinds, some of which the library itself does not expect
-            log.warning("message_properties_unreadable", cause=str(error) or type(error).__name__)
+            log.warning("frame_unreadable", cause=str(error) or type(error).__name__)
             if kind == FRAME_HEADER:
                 return frame[:FLAGS_AT] + bytes(FLAGS_BYTES) + frame[FLAGS_AT + FLAGS_BYTES :]
-            return _with_plain_names(frame) if method == Basic.Deliver.index else frame
+            frame = _in_ascii(frame, is_close=method in CLOSES)
+            _, _, read = frames.unmarshal(frame)
         if isinstance(read, Connection.Close):
             self.end = read.reply_code or 0, read.reply_text or ""
         return frame
@@ -80,12 +83,16 @@ def _refuse_values(properties: Basic.Properties) -> None:
     float(properties.expiration or 0)
 
 
-def _with_plain_names(frame: bytes) -> bytes:
-    """A delivery with `?` for each byte of its exchange's name and routing key that may not be UTF-8."""
+def _in_ascii(frame: bytes, *, is_close: bool) -> bytes:
+    """A method with `?` for each byte of its strings that may not be UTF-8.
+
+    These are the exchange's name and the routing key of a delivery, and the words of a close, which RabbitMQ cuts off
+    after 255 bytes, perhaps within a sign.
+    """
     plain = bytearray(frame)
     at = HEAD_BYTES + ID_BYTES
-    at += 1 + plain[at] + DELIVERY_TAG_BYTES  # the consumer's tag is ours
-    for _ in range(2):
+    at += CODE_BYTES if is_close else 1 + plain[at] + DELIVERY_TAG_BYTES  # the consumer's tag is ours
+    for _ in range(1 if is_close else 2):
         begin, at = at + 1, at + 1 + plain[at]
         plain[begin:at] = bytes(one if one < 128 else ord("?") for one in plain[begin:at])
     return bytes(plain)

@@ -82,7 +82,7 @@ async def test_a_message_with_properties_that_the_library_cannot_read_is_settled
             await eventually(lambda: chooser.settled(topology.INTAKE, "quarantined"), "the other among the dead")
         assert chooser.session.link is link
         assert chooser.settled(topology.INTAKE) == 1
-        assert [line["event"] for line in lines].count("message_properties_unreadable") == 2
+        assert [line["event"] for line in lines].count("frame_unreadable") == 2
 
 
 @pytest.mark.parametrize("what", [*UNREADABLE, "a routing key in Latin-1"])

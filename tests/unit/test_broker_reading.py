@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 from pamqp import frame as frames
-from pamqp.commands import Basic, Connection
+from pamqp.commands import Basic, Channel, Connection
 from pamqp.header import ContentHeader
 
 from services.broker.calls import BrokerEnded
@@ -67,11 +67,21 @@ async def test_a_delivery_keeps_its_tag_though_its_names_cannot_be_read():
     assert (deliver.exchange, deliver.routing_key) == ("a?c", "?" * 200)
 
 
-async def test_the_words_of_an_end_are_kept():
-    said = "NOT_ALLOWED - vhost nowhere not found"
-    _, reader = await read(frames.marshal(Connection.Close(530, said, 10, 40), 0))
+@pytest.mark.parametrize(
+    ("text", "said"), [(b"vhost nowhere not found", "vhost nowhere not found"), (b"vhost \xc3", "vhost ?")]
+)
+async def test_the_words_of_an_end_are_kept_also_where_they_are_cut_within_a_sign(text, said):
+    sent = frames.marshal(Connection.Close(530, "x" * len(text), 10, 40), 0)
+    _, reader = await read(other(sent, b"x" * len(text), text))
 
     assert reader.end == (530, said)
+
+
+async def test_the_words_of_a_channels_end_that_are_cut_within_a_sign_end_no_connection():
+    sent = frames.marshal(Channel.Close(403, "user xx", 60, 40), 1)
+    (close,), reader = await read(other(sent, b"xx", b"\xc3\xff"))
+
+    assert (close.reply_code, close.reply_text, reader.end) == (403, "user ??", None)
 
 
 REFUSED = "NOT_ALLOWED - access to vhost 'a' refused for user 'b'"
