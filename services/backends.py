@@ -95,12 +95,12 @@ async def broker_opened(life: Life) -> AsyncIterator[tuple[Publisher, Session]]:
         consuming = await stack.enter_async_context(running(address, f"{life.instance} consume"))
         publisher = Publisher(publishing, common.envelope_max)
         upkeep = Upkeep(consuming, publisher, _role(life), life.metrics.topology_missing)
-        grave = life.admin.degradations if is_gateway else life.admin.faults
+        serious = life.admin.degradations if is_gateway else life.admin.faults
         for told, fault in (
-            (grave, lambda: consuming.waiting() or publishing.waiting()),
-            (grave, publishing.fault),
-            (grave, consuming.fault),
-            (grave, upkeep.fault),
+            (serious, lambda: consuming.waiting() or publishing.waiting()),
+            (serious, publishing.fault),
+            (serious, consuming.fault),
+            (serious, upkeep.fault),
             (life.admin.degradations, upkeep.degradation),
         ):
             told.append(fault)
