@@ -106,7 +106,7 @@ async def test_a_takeover_that_waited_for_a_claim_takes_its_session_along(ledger
         [seen] = [one for one in await rival.sweeping.leases() if one.substation == "north"]
         taking_over = asyncio.create_task(rival.tenancy.take([registration("north")], {"north": seen}, "rival #2"))
         await until(lambda: waiting_for_a_lock(path) == 1)
-        assert len(transaction.execute(statements.CLAIM, [["a", 1, "north", 1, 1, 1, 0, 0]])) == 1
+        assert len(transaction.execute(statements.CLAIM, [["a", 1, "north", 1, 1, 0, 0, 1]])) == 1
 
     assert await taking_over == {"north": 2}
     answer = await rival.beat(epoch=2, holder="rival #2")
@@ -142,7 +142,7 @@ async def test_a_sweep_that_waited_for_a_claim_sends_its_session_elsewhere(ledge
         transaction.execute(statements.LOCK_SUBSTATIONS, [["north"]])
         losing = asyncio.create_task(rival.sweeping.lose([seen]))
         await until(lambda: waiting_for_a_lock(path) == 1)
-        assert len(transaction.execute(statements.CLAIM, [["a", 1, "north", 1, 1, 1, 0, 0]])) == 1
+        assert len(transaction.execute(statements.CLAIM, [["a", 1, "north", 1, 1, 0, 0, 1]])) == 1
 
     assert [(one.request_id, one.status) for one in await losing] == [("a", Status.ACCEPTED)]
 
