@@ -13,7 +13,7 @@ from balancer.scraper import Scraper
 from balancer.settings import BalancerSettings
 from balancer.sweeper import Sweeper
 from balancer.watcher import Watcher
-from services.backends import opened
+from services.backends import broker_opened, ledger_opened
 from services.broker import topology
 from services.broker.events import LOAD_TABLE, publish_event
 from services.broker.settle import Consumer
@@ -29,8 +29,9 @@ DAY_MS = 86_400_000
 async def serve(life: Life, settings: BalancerSettings) -> None:
     """Balance until told to stop; batches in hand are settled before the end."""
     async with AsyncExitStack() as stack:
-        backends = await stack.enter_async_context(opened(life))
-        ledger = LedgerDispatch(backends.ledger)
+        connection = await stack.enter_async_context(ledger_opened(life))
+        broker = await stack.enter_async_context(broker_opened(life))
+        ledger = LedgerDispatch(connection)
         http = await stack.enter_async_context(aiohttp.ClientSession())
         metrics = BalancerMetrics(life.metrics.registry, settings.policy)
         table = LoadTable()
@@ -41,19 +42,25 @@ async def serve(life: Life, settings: BalancerSettings) -> None:
             ledger,
             table,
             watcher,
-            backends.publisher,
+            broker.publisher,
             metrics,
             policy=settings.policy,
             rng=random.Random(settings.seed),  # noqa: S311 (ties, not secrets)
         )
-        sweeper = Sweeper(LedgerSweeping(backends.ledger), metrics, watcher.look_again, life.common.lease_s)
-        consumer = Consumer(topology.INTAKE, dispatcher.take_in, backends.publisher, life.metrics.messages_settled)
+        sweeper = Sweeper(LedgerSweeping(connection), metrics, watcher.look_again, life.common.lease_s)
+        consumer = Consumer(topology.INTAKE, dispatcher.take_in, broker.publisher, life.metrics.messages_settled)
+
+        async def consume() -> None:
+            await broker.usable.wait()
+            await consumer.consume_for_ever(broker.consuming, prefetch=settings.prefetch, tag=life.instance)
+
+        life.has_begun = True
         await stack.enter_async_context(
             life.background(
                 watcher.follow_registry(scraper),
                 watcher.refresh_for_ever(),
                 watcher.publish_for_ever(
-                    partial(publish_event, backends.publisher, LOAD_TABLE, life.instance),
+                    partial(publish_event, broker.publisher, LOAD_TABLE, life.instance),
                     life.admin.causes,
                     TABLE_EVERY_S,
                 ),
@@ -61,10 +68,11 @@ async def serve(life: Life, settings: BalancerSettings) -> None:
                 sweeper.sweep_for_ever(),
                 sweeper.forget_for_ever(round(settings.retention_days * DAY_MS)),
                 sweeper.audit_for_ever(),
-                consumer.consume_for_ever(backends.consuming, prefetch=settings.prefetch, tag=life.instance),
+                consume(),
             )
         )
-        await life.serve_until_stopped()
+        if await life.wait_for(broker.usable.wait()):
+            await life.serve_until_stopped()
 
 
 def main() -> None:

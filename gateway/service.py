@@ -11,7 +11,7 @@ from gateway.intake import IntakeQueue
 from gateway.load_view import LoadView
 from gateway.metrics import GatewayMetrics
 from gateway.settings import GatewaySettings
-from services.backends import opened
+from services.backends import broker_opened, ledger_opened
 from services.broker.events import LOAD_TABLE, listen_for_ever
 from services.ledger.intake import LedgerIntake
 from services.ledger.operating import LedgerOperating
@@ -22,19 +22,22 @@ async def serve(life: Life, settings: GatewaySettings) -> None:
     """Serve HTTP until told to stop; what was accepted is published before the end."""
     common = life.common
     async with AsyncExitStack() as stack:
-        backends = await stack.enter_async_context(opened(life))
-        ledger = LedgerIntake(backends.ledger)
+        connection = await stack.enter_async_context(ledger_opened(life))
+        broker = await stack.enter_async_context(broker_opened(life))
+        if not await life.wait_for(broker.usable.wait()):
+            return
+        ledger = LedgerIntake(connection)
         view = LoadView()
         metrics = GatewayMetrics(life.metrics.registry)
-        intake = IntakeQueue(ledger, backends.publisher, settings)
+        intake = IntakeQueue(ledger, broker.publisher, settings)
         # A gateway that began without the broker goes on accepting, whatever the broker allows it later.
         hearing = listen_for_ever(
-            backends.consuming, LOAD_TABLE, view.take, refuses_to_start=backends.consuming.has_connected
+            broker.consuming, LOAD_TABLE, view.take, refuses_to_start=broker.consuming.has_connected
         )
         await stack.enter_async_context(life.background(intake.run(), metrics.follow(ledger), hearing))
         # Entered after the queue it feeds: the port closes before the queue is drained.
         stack.push_async_callback(intake.drain)
-        operating = LedgerOperating(backends.ledger)
+        operating = LedgerOperating(connection)
         http = await stack.enter_async_context(aiohttp.ClientSession())
         app = build_app(
             ledger=ledger,

@@ -25,19 +25,13 @@ GATEWAY_PATIENCE_S = 3.0
 
 
 @dataclass(frozen=True)
-class Backends:
-    """Open connections; publishing has one of its own, because an alarm blocks it and must not stop consumers."""
+class Broker:
+    """Two connections: publishing has one of its own, because an alarm blocks it and must not stop consumers."""
 
-    ledger: LedgerConnection
     publisher: Publisher
     consuming: Session
-
-
-@contextlib.asynccontextmanager
-async def opened(life: Life) -> AsyncIterator[Backends]:
-    """Open ledger and broker; raises as `ledger_opened` and `broker_opened`."""
-    async with ledger_opened(life) as ledger, broker_opened(life) as (publisher, consuming):
-        yield Backends(ledger, publisher, consuming)
+    usable: asyncio.Event
+    """Set once both are there, and all that the service needs; for a gateway also where it goes on without."""
 
 
 @contextlib.asynccontextmanager
@@ -80,8 +74,10 @@ def _ledger_awaited() -> str:
 
 
 @contextlib.asynccontextmanager
-async def broker_opened(life: Life) -> AsyncIterator[tuple[Publisher, Session]]:
-    """Open the broker, once to publish and once to consume; raises `Misconfigured` where it cannot be had or used.
+async def broker_opened(life: Life) -> AsyncIterator[Broker]:
+    """Connect to the broker, once to publish and once to consume, while the block runs already.
+
+    What needs no message goes on meanwhile. Where the broker cannot be had or used, `Misconfigured` ends the service.
 
     The process is ready only while it has the broker and all that it needs there, unless it is a gateway: that goes on
     accepting without, and a load balancer must not take all of them out for it. It starts without the broker, too, but
@@ -105,15 +101,21 @@ async def broker_opened(life: Life) -> AsyncIterator[tuple[Publisher, Session]]:
         ):
             told.append(fault)
             stack.callback(told.remove, fault)
-        try:
-            for one in (publishing, consuming):
-                unanswered_s = GATEWAY_PATIENCE_S if is_gateway else None
-                await until_connected(one, common.startup_timeout_s, unanswered_s=unanswered_s)
-            await upkeep.require()
-        except BrokerUnavailable as error:
-            log.warning("broker_not_waited_for", cause=str(error))
-        await stack.enter_async_context(life.background(upkeep.look_for_ever()))
-        yield publisher, consuming
+        usable = asyncio.Event()
+
+        async def look_after_it() -> None:
+            try:
+                for one in (publishing, consuming):
+                    unanswered_s = GATEWAY_PATIENCE_S if is_gateway else None
+                    await until_connected(one, common.startup_timeout_s, unanswered_s=unanswered_s)
+                await upkeep.require()
+            except BrokerUnavailable as error:
+                log.warning("broker_not_waited_for", cause=str(error))
+            usable.set()
+            await upkeep.look_for_ever()
+
+        await stack.enter_async_context(life.background(look_after_it()))
+        yield Broker(publisher, consuming, usable)
 
 
 async def _look_at_broker(life: Life) -> None:

@@ -50,7 +50,8 @@ class Life:
     metrics: ServiceMetrics
     admin: AdminServer
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
-    has_served: bool = False
+    has_begun: bool = False
+    """Whether it has work that a signal must let it finish, ready or not."""
     _accept_failed_at_s: float | None = None
     _accept_cause: str = ""
     _over: asyncio.Event = field(default_factory=asyncio.Event)
@@ -129,7 +130,7 @@ class Life:
         self._raise_crash()
         if self.stopping.is_set():
             return
-        self.admin.ready = self.has_served = True
+        self.admin.ready = self.has_begun = True
         log.info("service_ready", admin_url=self.admin.url)
         stopped = asyncio.create_task(self.stopping.wait())
         stopped.add_done_callback(lambda _: self._over.set())
@@ -215,7 +216,7 @@ async def _until_over(life: Life, own: OwnSettings, serve: Serve[OwnSettings]) -
     stopped = asyncio.create_task(life.stopping.wait())
     await asyncio.wait({working, stopped}, return_when=asyncio.FIRST_COMPLETED)
     stopped.cancel()
-    deadline_s = DRAIN_DEADLINE_S if life.has_served else LEAVE_DEADLINE_S
+    deadline_s = DRAIN_DEADLINE_S if life.has_begun else LEAVE_DEADLINE_S
     await asyncio.wait({working}, timeout=deadline_s)
     if not working.done():
         log.warning("drain_cut_short", deadline_s=deadline_s)
@@ -225,7 +226,7 @@ async def _until_over(life: Life, own: OwnSettings, serve: Serve[OwnSettings]) -
     is_whole = working.done() and not working.cancelled()
     raised = working.exception() if is_whole else None
     error = life.crash or raised  # the crash came first
-    if life.stopping.is_set() and not life.has_served and not is_bug(error):
+    if life.stopping.is_set() and not life.has_begun and not is_bug(error):
         # There was nothing to drain, whatever it was waiting for.
         log.info("service_left_before_it_was_ready", cause=None if error is None else repr(error))
         return 0

@@ -46,7 +46,7 @@ async def serve(life: Life, settings: SubstationSettings) -> None:
             if spec is None:
                 return
             specs = [spec]
-        publisher, consuming = await stack.enter_async_context(broker_opened(life))
+        broker = await stack.enter_async_context(broker_opened(life))
         ledger = LedgerCharging(connection)
         workers = {}
         for spec in specs:
@@ -61,7 +61,7 @@ async def serve(life: Life, settings: SubstationSettings) -> None:
             holder=holder,
             lease_s=common.lease_s,
             heartbeat_s=settings.heartbeat_s,
-            is_deaf=lambda: consuming.is_deaf,
+            is_deaf=lambda: broker.consuming.is_deaf,
         )
 
         async def settle_and_release() -> None:
@@ -76,26 +76,28 @@ async def serve(life: Life, settings: SubstationSettings) -> None:
                     await host.release()
 
         stack.push_async_callback(settle_and_release)
+        life.has_begun = True
         await stack.enter_async_context(
             life.background(
                 *(worker.tick_for_ever(settings.tick_s) for worker in workers.values()), host.beat_for_ever()
             )
         )
-        consumers = {
-            one: Consumer(topology.substation_queue(one), worker.take_in, publisher, life.metrics.messages_settled)
-            for one, worker in workers.items()
-        }
 
-        async def consume_once_held(one: str, consumer: Consumer) -> None:
+        async def consume_once_held(one: str, worker: Worker) -> None:
             """Until then the messages are for whoever holds it still."""
+            await broker.usable.wait()
             await host.held[one].wait()
+            queue = topology.substation_queue(one)
+            consumer = Consumer(queue, worker.take_in, broker.publisher, life.metrics.messages_settled)
             await consumer.consume_for_ever(
-                consuming, prefetch=settings.prefetch, tag=f"{life.instance} {one}", bind_to=topology.ASSIGNMENTS
+                broker.consuming, prefetch=settings.prefetch, tag=f"{life.instance} {one}", bind_to=topology.ASSIGNMENTS
             )
 
-        await stack.enter_async_context(life.background(*(consume_once_held(*one) for one in consumers.items())))
-        if await life.wait_for(host.all_held.wait()):
-            await life.serve_until_stopped()
+        await stack.enter_async_context(life.background(*(consume_once_held(*one) for one in workers.items())))
+        for awaited in (broker.usable, host.all_held):
+            if not await life.wait_for(awaited.wait()):
+                return
+        await life.serve_until_stopped()
 
 
 async def _take_one(
@@ -104,7 +106,10 @@ async def _take_one(
     """Take a substation that is free, and a name from it unless one was given; None where a signal came first."""
     chooser = Chooser(grid, lease_s=life.common.lease_s, heartbeat_s=settings.heartbeat_s)
     search = Search(ledger, chooser, lambda one: _registration(grid.spec(one), life.admin.url), holder)
-    async with broker_opened(life):  # who could not serve it must not hold one
+    async with broker_opened(life) as broker:
+        # A process that could not serve a substation must not hold one.
+        if not await life.wait_for(broker.usable.wait()):
+            return None
         taken = await life.wait_for(search.until_taken(look_every_s(settings.heartbeat_s)))
     if taken is None:
         return None

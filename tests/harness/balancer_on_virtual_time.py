@@ -17,7 +17,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from balancer import service
 from balancer.watcher import Watcher
 from services.admin import AdminServer
-from services.backends import Backends
+from services.backends import Broker
 from services.lifecycle import Life
 from services.metrics import ServiceMetrics
 from services.settings import CommonSettings
@@ -54,10 +54,11 @@ class BalancerProcess(Process):
     def connect(self, patch):
         """Replace the parts that need a socket by those of the area."""
         area = self._area
-        backends = Backends(
-            Connection(self, area.ledger, area.network, area.faults.crash_point), MemoryPublisher(area), area.broker
-        )
-        patch.setattr("balancer.service.opened", lambda _life: contextlib.nullcontext(backends))
+        ledger = Connection(self, area.ledger, area.network, area.faults.crash_point)
+        broker = Broker(MemoryPublisher(area), area.broker, asyncio.Event())
+        broker.usable.set()
+        patch.setattr("balancer.service.ledger_opened", lambda _life: contextlib.nullcontext(ledger))
+        patch.setattr("balancer.service.broker_opened", lambda _life: contextlib.nullcontext(broker))
         patch.setattr("balancer.service.Consumer", MemoryConsumer)
         patch.setattr("balancer.service.Watcher", SeenWatcher)
         patch.setattr("balancer.service.aiohttp", SimpleNamespace(ClientSession=lambda: area.pages))

@@ -27,10 +27,10 @@ def start(vhost, proxy, tmp_path):
     with contextlib.ExitStack() as stack:
         marks = stack.enter_context(guarded(tmp_path))
 
-        def started(package):
-            url = str(URL(vhost.amqp_url(package)).with_port(proxy.port))
+        def started(package, **more):
+            url = str(URL(vhost.amqp_url(package.removesuffix("s"))).with_port(proxy.port))
             settings = {"EVENLOAD_AMQP_URL": url, "EVENLOAD_LEDGER_URL": f"sqlite:///{tmp_path / 'ledger.sqlite'}"}
-            settings |= {"EVENLOAD_LOG_FORMAT": "json", "EVENLOAD_STARTUP_TIMEOUT_S": "120", **marks}
+            settings |= {"EVENLOAD_LOG_FORMAT": "json", "EVENLOAD_STARTUP_TIMEOUT_S": "120", **marks, **more}
             member = Member(package, tmp_path / f"{package}.log", settings)
             stack.callback(member.kill)
             return member
@@ -72,6 +72,21 @@ def test_a_balancer_says_what_it_waits_for_and_goes_on_once_it_is_there(start, v
     balancer.until_ready()
     assert {line["cause"] for line in balancer.said("broker_awaited")} == {cause}
     assert len(balancer.said("broker_awaited")) == 2
+
+
+def test_what_is_accepted_before_there_was_a_broker_is_charged_by_the_ledger_alone(start, vhost, proxy):
+    proxy.refuse()
+    gateway, _, substations = start("gateway"), start("balancer"), start("substations", EVENLOAD_SUBSTATION_IDS="*")
+    at_the_door = Api(f"http://127.0.0.1:{gateway.until_ready().port}")
+
+    path = f"/charge-requests/{at_the_door.post(vehicle_id='EV-1', energy_kwh=0.2)[1]['request_id']}"
+    until(lambda: at_the_door.get(path)[1]["status"] == "completed", "an end", 60)
+    status, said = readiness(substations.admin_port)
+    assert (status, said.split(":")[0]) == (503, "not ready")
+    assert f"waiting for the broker at {place(vhost, proxy, 'substation')}" in said
+    assert not substations.said("service_ready")
+    proxy.heal()
+    substations.until_ready()
 
 
 def test_a_process_tells_at_its_readyz_its_metrics_and_its_log_what_is_missing_at_the_broker(start, vhost):

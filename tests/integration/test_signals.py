@@ -164,15 +164,24 @@ def test_ctrl_c_while_a_command_is_imported_makes_no_trace(tmp_path):
     assert "Traceback" not in rest
 
 
-@pytest.mark.parametrize("service", ["balancer", "substations"])
-def test_a_signal_that_comes_during_the_wait_for_the_broker_ends_a_service_with_0(service, tmp_path):
-    with started((*PYTHON_MODULE, service), tmp_path) as process:
+@pytest.mark.parametrize(
+    ("service", "hosts", "how"),
+    [
+        ("balancer", "", "service_drained"),
+        ("substations", "north", "service_drained"),
+        ("substations", "", "service_left_before_it_was_ready"),  # it takes one only once it can serve it
+    ],
+)
+def test_a_signal_that_comes_during_the_wait_for_the_broker_ends_a_service_with_0(service, hosts, how, tmp_path):
+    settings = {"EVENLOAD_SUBSTATION_IDS": hosts} if hosts else {}
+    with started((*PYTHON_MODULE, service), tmp_path, **settings) as process:
         said = read_until(process, "broker_awaited")
         process.send_signal(signal.SIGTERM)
         code, rest = end(process)
 
     assert code == 0, said + rest
-    assert "service_left_before_it_was_ready" in rest
+    assert how in rest
+    assert "service_ready" not in said + rest
     assert "Traceback" not in said + rest
 
 

@@ -226,7 +226,7 @@ def test_a_crash_and_what_its_cleanup_meets_end_in_the_code_of_the_crash(ended):
             try:
                 life.stopping.set()
                 await asyncio.sleep(0.01)
-                life.has_served = True
+                life.has_begun = True
                 await life.serve_until_stopped()
             finally:
                 raise KeyError("a bug")
