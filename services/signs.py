@@ -10,8 +10,8 @@ from services.text_files import BYTE_ORDER_MARK
 
 _QUOTES = "\"'`\u2018\u2019\u201c\u201d"
 _ALWAYS = re.compile(rf"~|[{_QUOTES}]")
-_IN_NEW_NAMES = re.compile(rf"\$[\w{{(]|\\|^[{_QUOTES}]|[{_QUOTES}]$|^[A-Za-z][\w+.-]*:$")
-"""Variables, backslashes, quotes around a part, and `C:` or `file:` before the rest."""
+_IN_NEW_NAMES = re.compile(rf"^\$[\w{{(]|\\|^[{_QUOTES}]|[{_QUOTES}]$|^[A-Za-z][\w+.-]*:$")
+"""A part that begins with a variable, backslashes, quotes around a part, and `C:` or `file:` before the rest."""
 _CURE = "write the path in full, without ~, quotes, variables and backslashes"
 
 

@@ -113,7 +113,10 @@ def test_a_folder_that_an_earlier_start_made_is_refused_unless_it_is_named_on_pu
     assert load(LocalSettings).data_dir == Path(name, "data")
 
 
-@pytest.mark.parametrize("name", ["می\u200cخواهم", "👩\u200d💻", "soft\u00adhyphen", "a$", "100%", "50€, it's", "a b"])
+@pytest.mark.parametrize(
+    "name",
+    ["می\u200cخواهم", "👩\u200d💻", "soft\u00adhyphen", "a$", "100%", "50€, it's", "a b", 'it\'s "data" $HOME; x'],
+)
 def test_a_data_folder_of_an_unusual_name_is_made_and_holds_the_ledger(environ, tmp_path, monkeypatch, name):
     environ(EVENLOAD_DATA_DIR=name, EVENLOAD_PROMETHEUS="0")
     monkeypatch.delenv("EVENLOAD_LEDGER_URL")
