@@ -103,15 +103,24 @@ async def broker_opened(life: Life) -> AsyncIterator[Broker]:
             stack.callback(told.remove, fault)
         usable = asyncio.Event()
 
+        async def see_that_it_is_usable() -> bool:
+            for one in (publishing, consuming):
+                unanswered_s = GATEWAY_PATIENCE_S if is_gateway else None
+                await until_connected(one, common.startup_timeout_s, unanswered_s=unanswered_s)
+            await upkeep.require()
+            return True
+
         async def look_after_it() -> None:
-            try:
-                for one in (publishing, consuming):
-                    unanswered_s = GATEWAY_PATIENCE_S if is_gateway else None
-                    await until_connected(one, common.startup_timeout_s, unanswered_s=unanswered_s)
-                await upkeep.require()
-            except BrokerUnavailable as error:
-                log.warning("broker_not_waited_for", cause=str(error))
-            usable.set()
+            # A service that drains needs it no more: that it cannot be had must not change its exit code.
+            while not usable.is_set() and not life.stopping.is_set():
+                try:
+                    if await life.wait_for(see_that_it_is_usable()):
+                        usable.set()
+                except BrokerUnavailable as error:
+                    log.warning("broker_not_usable_yet", cause=str(error))
+                    if is_gateway:
+                        usable.set()
+                    await asyncio.sleep(LOOK_EVERY_S)
             await upkeep.look_for_ever()
 
         await stack.enter_async_context(life.background(look_after_it()))

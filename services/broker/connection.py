@@ -32,7 +32,7 @@ async def until_connected(session: Session, timeout_s: float, *, unanswered_s: f
     certificate that is not trusted is told at once, because no waiting cures that.
     """
     began_at_s = monotonic_s()
-    while True:
+    while not session.connected.is_set():
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(unanswered_s):
                 await session.attempted.wait()
