@@ -20,6 +20,7 @@ from services.ledger.states import Status
 from services.ledger.sweeping import Sweeping
 from services.logs import get_logger
 from services.messages import Hint
+from services.tasks import run_together
 
 log = get_logger(__name__)
 
@@ -109,7 +110,7 @@ class Sweeper:
 
     async def sweep_for_ever(self) -> None:
         """Take every step again and again until cancelled, beside the others, so that none waits for another."""
-        await asyncio.gather(*map(self._repeat, self.steps))
+        await run_together(*map(self._repeat, self.steps))
 
     async def _repeat(self, step: Callable[[], Awaitable[None]]) -> None:
         while True:

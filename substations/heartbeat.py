@@ -19,6 +19,7 @@ from services.ledger.leases import Lease, SilenceWatch, silence_s
 from services.ledger.records import Beat, Heartbeat, Orders, Registration
 from services.ledger.tenancy import Tenancy
 from services.logs import get_logger
+from services.tasks import run_together
 from substations.substation import Substation
 from substations.worker import Worker
 
@@ -87,7 +88,7 @@ class Host:
         """Beat until cancelled; raises `Misconfigured` where another process holds one of the substations."""
         count = len(self._workers)
         parts = [number / count if count > 1 else 0.0 for number in range(1, count + 1)]
-        await asyncio.gather(*map(self._keep, self._workers, parts))
+        await run_together(*map(self._keep, self._workers, parts))
 
     async def _keep(self, substation: str, part: float) -> None:
         """Hold one substation, in a loop of its own: a lease that cannot be taken or renewed holds up no other.

@@ -97,6 +97,20 @@ async def test_silence_counts_from_the_answer_of_the_first_read_however_slow_it_
     assert await is_given_up(ledger)
 
 
+async def test_where_a_step_meets_a_bug_no_other_step_goes_on_beside_the_end_of_the_process(
+    ledger, balancer, monkeypatch
+):
+    def meet_a_bug():
+        raise ArithmeticError("a bug")
+
+    monkeypatch.setattr(ledger.sweeping, "expire", meet_a_bug)
+
+    with pytest.raises(ArithmeticError):
+        await balancer.sweeper.sweep_for_ever()
+
+    assert asyncio.all_tasks() == {asyncio.current_task()}
+
+
 async def test_an_assignment_that_no_beat_names_is_taken_back_in_time(ledger, balancer):
     await ledger.assigned("a")
     await balancer.sweep_for(UNCLAIMED_AFTER_S)

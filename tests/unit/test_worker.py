@@ -387,6 +387,31 @@ async def test_a_process_whose_like_is_alive_gives_up_and_names_it(ledger, clock
         await process.take("north")
 
 
+async def test_where_one_substation_is_refused_no_other_of_the_process_is_taken_or_beaten_for_any_more(ledger):
+    await ledger.take(registration(), holder=SOMEBODY)
+    substations = {
+        one: Substation(id=one, rated_w=380_000, limit_w=304_000, connectors=1, bays=0, speed=60, ticked_at_s=0.0)
+        for one in ("south", "north", "west")
+    }
+    process = Host(
+        {one: Worker(it, ledger.charging) for one, it in substations.items()}, [registration(one) for one in substations],
+        ledger.tenancy, holder=ME, lease_s=LEASE_S, heartbeat_s=0.001,
+    )  # fmt: skip
+    beating = asyncio.create_task(process.beat_for_ever())
+    async with asyncio.timeout(20):
+        while not all(substations[one].is_held for one in ("south", "west")):
+            await asyncio.sleep(0)
+        while not beating.done():
+            await ledger.beat(holder=SOMEBODY)
+
+    with pytest.raises(Misconfigured, match="'north' is hosted by substations-1"):
+        await beating
+
+    assert asyncio.all_tasks() == {asyncio.current_task()}
+    await process.release()
+    assert {one.substation for one in await ledger.sweeping.leases() if one.is_released} == {"south", "west"}
+
+
 async def test_a_taking_whose_answer_was_lost_is_recognised(ledger, clock):
     one = worker(ledger)
     process = host(one, ledger)
