@@ -38,6 +38,7 @@ SUBJECTS_TOLD_MAX = 20
 
 
 Thing = TypeVar("Thing")
+Answer = TypeVar("Answer")
 
 
 class Patience:
@@ -87,6 +88,8 @@ class Sweeper:
         self._lease_s = lease_s
         self._silence = SilenceWatch(lease_s)
         self._unclaimed = Patience(UNCLAIMED_AFTER_S / 2)
+        self._written_at_s = 0.0
+        """When a write of a step was last answered: until then the ledger took writes."""
         self._silent: list[Lease] = []
         self._due: list[Hint] = []
         self._clock = SteadyClock()
@@ -121,8 +124,9 @@ class Sweeper:
             await asyncio.sleep(min(SWEEP_EVERY_S, self._lease_s * SWEEP_EVERY_LEASE))
 
     async def _look_at_leases(self) -> None:
+        self._silent = []  # whoever was silent before an outage may be alive after it
         leases = await self._ledger.leases()
-        silent_s = self._silence.observe(leases, monotonic_s())
+        silent_s = self._silence.observe(leases, monotonic_s(), self._written_at_s)
         self._silent = [one for one in leases if is_lost(one, silent_s[one.substation], self._lease_s)]
 
     async def _lose_the_silent(self) -> None:
@@ -132,7 +136,7 @@ class Sweeper:
             log.warning("substation_given_up", substation=one.substation, epoch=one.epoch, holder=one.holder)
             crash_point("sweep.read")
             try:
-                self._note(await self._ledger.lose([one]))
+                self._note(await self._written(self._ledger.lose([one])))
             except LedgerUnavailable as error:
                 failed = error
             crash_point("sweep.swept")
@@ -140,24 +144,30 @@ class Sweeper:
             raise failed
 
     async def _lose_orphans(self) -> None:
-        self._note(await self._ledger.lose_orphans())
+        self._note(await self._written(self._ledger.lose_orphans()))
 
     async def _expire(self) -> None:
-        expired = await self._ledger.expire()
+        expired = await self._written(self._ledger.expire())
         if expired:
             self._metrics.swept.labels("expired").inc(len(expired))
             log.info("requests_expired", requests=len(expired))
 
     async def _look_at_unclaimed(self) -> None:
+        self._due = []
         standing = self._unclaimed.standing(await self._ledger.unclaimed(), monotonic_s())
         self._due = [hint for hint, for_s in standing if for_s >= UNCLAIMED_AFTER_S]
 
     async def _take_back_unclaimed(self) -> None:
-        if self._due and (taken_back := await self._ledger.take_back(self._due)):
+        if self._due and (taken_back := await self._written(self._ledger.take_back(self._due))):
             self._metrics.swept.labels("unclaimed").inc(len(taken_back))
             self._metrics.reassignments.labels("unclaimed").inc(len(taken_back))
             log.warning("assignments_unclaimed", requests=len(taken_back))
             self._look_again.set()
+
+    async def _written(self, change: Awaitable[Answer]) -> Answer:
+        answer = await change
+        self._written_at_s = monotonic_s()
+        return answer
 
     def _note(self, swept: Sequence[Swept]) -> None:
         for row in swept:

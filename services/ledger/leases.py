@@ -6,7 +6,7 @@ send time of its last answered renewal plus the lease. So the two can overlap on
 by more than margin ÷ (2 × lease + margin), 9 % here.
 """
 
-from collections.abc import Iterable
+from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 
 MARGIN_OF_LEASE = 0.2
@@ -46,6 +46,7 @@ def silence_s(lease_s: float) -> float:
 class _Sighting:
     lease: Lease
     since_s: float
+    """In counted time; see `SilenceWatch`."""
     last_s: float
 
 
@@ -54,29 +55,51 @@ class SilenceWatch:
     """Times how long leases stand still on one observer's clock.
 
     An observer that has not looked for half a lease begins anew: it was frozen, or the ledger was away, and then
-    the holders could not renew either.
+    the holders could not renew either. A ledger may also answer reads, but no writes. Therefore each time without an
+    answered write counts for at most half a lease, and where it was longer than `silence_s`, the observer begins anew.
+    One slow write, for instance at a locked row, so delays the count, but does not end it.
     """
 
     lease_s: float
     _sightings: dict[str, _Sighting] = field(default_factory=dict)
+    _written_at_s: float = 0.0
+    """When the ledger was last known to take writes."""
+    _counted_s: float = 0.0
+    """How much time had counted by then."""
 
-    def observe(self, leases: Iterable[Lease], replied_at_s: float) -> dict[str, float]:
-        """Note what a read showed whose reply came at `replied_at_s`; returns how long each has stood still [s].
+    def observe(
+        self, leases: Collection[Lease], replied_at_s: float, written_at_s: float | None = None
+    ) -> dict[str, float]:
+        """Note what a look showed whose reply came at `replied_at_s`; returns how long each has stood still [s].
 
-        Substations that are not named any more are forgotten.
+        `written_at_s` is when the ledger last answered a write of the observer; None means that the look was a write.
+        A lease that has moved shows a write, too. Substations that are not named any more are forgotten.
         """
-        seen: dict[str, _Sighting] = {}
-        for lease in leases:
-            before = self._sightings.get(lease.substation)
-            stands_still = (
-                before is not None
-                and not lease.has_moved_since(before.lease)
-                and replied_at_s - before.last_s <= self.lease_s / 2
-            )
-            since_s = before.since_s if before is not None and stands_still else replied_at_s
-            seen[lease.substation] = _Sighting(lease, since_s, replied_at_s)
-        self._sightings = seen
-        return {substation: one.last_s - one.since_s for substation, one in seen.items()}
+        since_s = {
+            one.substation: self._sightings[one.substation].since_s
+            for one in leases
+            if self._stands_still(one, replied_at_s)
+        }
+        if written_at_s is None or len(since_s) < len(leases):
+            written_at_s = replied_at_s
+        without_s = max(written_at_s - self._written_at_s, 0.0)
+        self._counted_s += min(without_s, self.lease_s / 2)
+        self._written_at_s += without_s
+        counted_s = self._counted_s + min(replied_at_s - self._written_at_s, self.lease_s / 2)
+        if without_s > silence_s(self.lease_s):
+            since_s = {}
+        self._sightings = {
+            one.substation: _Sighting(one, since_s.get(one.substation, counted_s), replied_at_s) for one in leases
+        }
+        return {substation: counted_s - one.since_s for substation, one in self._sightings.items()}
+
+    def _stands_still(self, lease: Lease, replied_at_s: float) -> bool:
+        before = self._sightings.get(lease.substation)
+        return (
+            before is not None
+            and not lease.has_moved_since(before.lease)
+            and replied_at_s - before.last_s <= self.lease_s / 2
+        )
 
 
 def is_lost(lease: Lease, silent_s: float, lease_s: float) -> bool:

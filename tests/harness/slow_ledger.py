@@ -31,6 +31,8 @@ class SlowLedger(MemoryLedger):
         """Time of each kind of write; "any" stands for the others."""
         self.locked = set()
         """Keys of rows that somebody else holds: a write waits for them, and fails."""
+        self.is_write_locked = False
+        """Whether somebody else holds the lock that every write takes: a write waits for it, and fails in the end."""
         self._writers = {}
 
     async def write(self, operation, rows):
@@ -38,8 +40,16 @@ class SlowLedger(MemoryLedger):
             if self.locked & {row[operation.key] for row in rows}:
                 await asyncio.sleep(LOCK_TIMEOUT_S)
                 raise LedgerUnavailable("PostgreSQL: canceling statement due to lock timeout")
+            await self._wait_for_the_lock()
             await asyncio.sleep(self.takes_s.get(operation.name, self.takes_s.get("any", 0)))
             return await super().write(operation, rows)
+
+    async def _wait_for_the_lock(self):
+        gives_up_at = self.timeline.now_s + LOCK_TIMEOUT_S
+        while self.is_write_locked:
+            if self.timeline.now_s >= gives_up_at:
+                raise LedgerUnavailable("SQLite: database is locked")
+            await asyncio.sleep(0.05)
 
     def status(self, request_id):
         return self.rows("SELECT status FROM request WHERE id = ?", request_id)[0][0]

@@ -52,6 +52,32 @@ def test_an_observer_that_did_not_look_begins_anew():
     assert silent_for(watch, HELD, 105.0) == pytest.approx(2.49)
 
 
+@pytest.mark.parametrize(
+    ("without_s", "silent_s"), [(2.0, [2.0, 2.0, 3.0]), (4.0, [2.5, 2.5, 3.5]), (6.5, [2.5, 0.0, 1.0])]
+)
+def test_time_without_an_answered_write_counts_for_half_a_lease_and_after_a_silence_all_begins_anew(
+    without_s, silent_s
+):
+    watch = SilenceWatch(LEASE_S)
+    for at_s in range(100, 100 + int(without_s) + 1):
+        watch.observe([HELD], at_s, 99.0)
+    ends_at_s = 100 + without_s
+
+    seen = [watch.observe([HELD], *looks)["north"] for looks in [(ends_at_s, 99.0), (ends_at_s, ends_at_s)]]
+    seen.append(watch.observe([HELD], ends_at_s + 1, ends_at_s + 1)["north"])
+
+    assert seen == silent_s
+
+
+def test_a_renewal_of_one_lease_shows_that_the_ledger_takes_writes():
+    watch = SilenceWatch(LEASE_S)
+    for at_s in range(7):
+        south = replace(HELD, substation="south", renewals=at_s)
+        silent_s = watch.observe([HELD, south], 100.0 + at_s, 0.0)
+
+    assert silent_s == {"north": 6.0, "south": 0.0}
+
+
 def test_who_was_out_of_sight_is_forgotten():
     watch = SilenceWatch(LEASE_S)
     silent_for(watch, HELD, 100.0)

@@ -1,6 +1,7 @@
 """The sweep on a real ledger in memory; the test moves the balancer's clock."""
 
 import asyncio
+import contextlib
 
 import pytest
 from harness.ledger import LET_THE_WAIT_PASS, registration
@@ -9,6 +10,7 @@ from structlog.testing import capture_logs
 
 from balancer.metrics import BalancerMetrics
 from balancer.sweeper import UNCLAIMED_AFTER_S, Patience, SteadyClock, Sweeper
+from services.errors import LedgerUnavailable
 from services.ledger.records import Assignment
 from services.ledger.states import Reason, Status
 from services.messages import Hint
@@ -109,6 +111,29 @@ async def test_where_a_step_meets_a_bug_no_other_step_goes_on_beside_the_end_of_
         await balancer.sweeper.sweep_for_ever()
 
     assert asyncio.all_tasks() == {asyncio.current_task()}
+
+
+@pytest.mark.parametrize(("write", "seconds"), [("lose", 6.0), ("take_back", UNCLAIMED_AFTER_S)])
+async def test_what_a_look_found_before_an_outage_is_not_acted_on_after_it(ledger, balancer, write, seconds):
+    if write == "lose":
+        await ledger.take(registration())
+        await ledger.claimed("a")
+    else:
+        await ledger.assigned("a")
+    before = await ledger.status("a")
+    await balancer.sweep_for(seconds)
+    ledger.refused = {write}
+    with pytest.raises(LedgerUnavailable):
+        await balancer.sweep()
+    assert write in ledger.calls
+
+    ledger.refused = {"read"}
+    for step in balancer.sweeper.steps:
+        with contextlib.suppress(LedgerUnavailable):
+            await step()
+
+    ledger.refused = set()
+    assert await ledger.status("a") is before
 
 
 async def test_an_assignment_that_no_beat_names_is_taken_back_in_time(ledger, balancer):

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 from harness.ledger import registration
-from harness.slow_ledger import LOCK_TIMEOUT_S, let_sweep
+from harness.slow_ledger import LOCK_TIMEOUT_S, Hosting, let_sweep
 
 from balancer.sweeper import UNCLAIMED_AFTER_S
 from services.ledger.leases import silence_s
@@ -55,6 +55,35 @@ def test_a_substation_whose_row_is_locked_keeps_no_other_from_being_given_up(slo
 
     assert took_s is not None
     assert silence_s(5.0) <= took_s <= silence_s(5.0) + 1 + LOCK_TIMEOUT_S
+
+
+@pytest.mark.parametrize("locked_for_s", [2.0, 4.5, 5.0, 5.5, 6.0, 6.5, 9.0, 30.0])
+@pytest.mark.parametrize("offset_s", [0.0, 0.3, 0.7])
+def test_who_was_kept_from_renewing_by_a_write_lock_is_not_given_up_but_who_is_dead_is(
+    slow_ledger, locked_for_s, offset_s
+):
+    alive = [Hosting(slow_ledger, one) for one in ("north", "west")]
+    dead = Hosting(slow_ledger, "south")
+    let_sweep(slow_ledger)
+    slow_ledger.let_pass(10 + offset_s)
+    asyncio.run(slow_ledger.claimed("a", at="south"))
+
+    slow_ledger.is_write_locked = True
+    slow_ledger.let_pass(locked_for_s / 2)
+    dead.kill()
+    slow_ledger.let_pass(locked_for_s / 2)
+    slow_ledger.is_write_locked = False
+    slow_ledger.let_pass(2)
+
+    assert {one.substation: one.holder is not None for one in asyncio.run(slow_ledger.sweeping.leases())} == {
+        "north": True, "south": True, "west": True
+    }  # fmt: skip
+    unlocked_at_s = slow_ledger.timeline.now_s - 2
+    given_up_at_s = slow_ledger.when(lambda: slow_ledger.status("a") == Status.ACCEPTED)
+    assert given_up_at_s is not None
+    assert given_up_at_s <= unlocked_at_s + silence_s(5.0) + 1
+    slow_ledger.let_pass(10)
+    assert [one.workers[name].substation.epoch for one, name in zip(alive, ("north", "west"), strict=True)] == [1, 1]
 
 
 @pytest.mark.parametrize("takes_s", [{"any": 2.0}, {"any": 0.05, "expire": 6.0}])

@@ -394,8 +394,8 @@ async def test_where_one_substation_is_refused_no_other_of_the_process_is_taken_
         for one in ("south", "north", "west")
     }
     process = Host(
-        {one: Worker(it, ledger.charging) for one, it in substations.items()}, [registration(one) for one in substations],
-        ledger.tenancy, holder=ME, lease_s=LEASE_S, heartbeat_s=0.001,
+        {one: Worker(it, ledger.charging) for one, it in substations.items()},
+        [registration(one) for one in substations], ledger.tenancy, holder=ME, lease_s=LEASE_S, heartbeat_s=0.001,
     )  # fmt: skip
     beating = asyncio.create_task(process.beat_for_ever())
     async with asyncio.timeout(20):

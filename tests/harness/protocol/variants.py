@@ -42,7 +42,7 @@ async def _beat_with_a_wall_clock(host, substation):
         process.connection.ledger.notes[substation] = sent_at_s
 
 
-def _observe_wall_clocks(_watch, leases, _replied_at_s):
+def _observe_wall_clocks(_watch, leases, _replied_at_s, _written_at_s=None):
     process = asyncio.get_running_loop().process
     renewed_at_s = process.connection.ledger.notes
     return {one.substation: process.clock.wall_s() - renewed_at_s.get(one.substation, math.inf) for one in leases}
