@@ -154,7 +154,9 @@ class Sweeper:
 
     async def _look_at_unclaimed(self) -> None:
         self._due = []
-        standing = self._unclaimed.standing(await self._ledger.unclaimed(), monotonic_s())
+        unclaimed = await self._ledger.unclaimed()
+        # Where the ledger takes no writes, nobody can claim: the time stops, and its leap at the end begins all anew.
+        standing = self._unclaimed.standing(unclaimed, min(monotonic_s(), self._written_at_s + UNCLAIMED_AFTER_S / 2))
         self._due = [hint for hint, for_s in standing if for_s >= UNCLAIMED_AFTER_S]
 
     async def _take_back_unclaimed(self) -> None:

@@ -86,6 +86,22 @@ def test_who_was_kept_from_renewing_by_a_write_lock_is_not_given_up_but_who_is_d
     assert [one.workers[name].substation.epoch for one, name in zip(alive, ("north", "west"), strict=True)] == [1, 1]
 
 
+@pytest.mark.parametrize("locked_for_s", [11.0, 30.0])
+@pytest.mark.parametrize("offset_s", [0.0, 0.3, 0.7])
+def test_who_could_not_be_claimed_because_of_a_write_lock_is_not_taken_back(slow_ledger, locked_for_s, offset_s):
+    Hosting(slow_ledger, "north")
+    let_sweep(slow_ledger)
+    slow_ledger.let_pass(10 + offset_s)
+    asyncio.run(slow_ledger.assigned("a"))
+
+    slow_ledger.is_write_locked = True
+    slow_ledger.let_pass(locked_for_s)
+    slow_ledger.is_write_locked = False
+
+    assert slow_ledger.when(lambda: slow_ledger.status("a") != Status.ASSIGNED) is not None
+    assert slow_ledger.status("a") == Status.CHARGING
+
+
 @pytest.mark.parametrize("takes_s", [{"any": 2.0}, {"any": 0.05, "expire": 6.0}])
 def test_an_assignment_is_taken_back_in_time_however_long_other_writes_take(slow_ledger, takes_s):
     asyncio.run(slow_ledger.assigned("a"))
