@@ -33,8 +33,6 @@ FORGET_EVERY_S = 60.0
 FORGET_AGAIN_S = 1.0
 FORGET_AT_ONCE = 500
 AUDIT_EVERY_S = 5.0
-SUBJECTS_TOLD_MAX = 20
-"""Of one promise, in one audit: a fault that breaks thousands must not hide its cause among them."""
 
 
 Thing = TypeVar("Thing")
@@ -62,7 +60,7 @@ class Patience:
 class SteadyClock:
     """The database's clock without its steps forward: it goes no faster than the observer's own clock. Pure.
 
-    A step back is followed. So it is never later than the database's clock, and whatever it calls old, is old.
+    The first look takes the database's word for it; only a step after that is known for one. A step back is followed.
     """
 
     def __init__(self) -> None:
@@ -183,8 +181,10 @@ class Sweeper:
     async def forget_for_ever(self, retention_ms: int) -> None:
         """Delete what ended longer ago than `retention_ms`, a little at a time, until cancelled.
 
-        A step of the database's clock makes nothing older: idempotency keys are forgotten with their requests.
+        While this balancer runs, a step of the database's clock makes nothing older: idempotency keys are forgotten
+        with their requests. The first time waits, because a machine that has just started may yet set its clock right.
         """
+        await asyncio.sleep(FORGET_EVERY_S)
         while True:
             forgotten = 0
             try:
@@ -207,7 +207,7 @@ class Sweeper:
                 log.warning("audit_paused", cause=str(error))
 
     async def audit(self) -> None:
-        """One audit; each breach is counted once, those of a promise in one line. Raises `LedgerUnavailable`."""
+        """One audit; each breach is told and counted once, those of a promise in one line; raises `LedgerUnavailable`."""
         breaches = self._breaches.standing(await self._ledger.audit(), monotonic_s())
         counted = {one for one, for_s in breaches if for_s >= one.after_s}
         subjects: dict[str, list[str]] = defaultdict(list)
@@ -215,5 +215,5 @@ class Sweeper:
             self._metrics.breaches.inc()
             subjects[one.promise].append(one.subject)
         for promise, broken in subjects.items():
-            log.error("promise_broken", promise=promise, breaches=len(broken), subjects=broken[:SUBJECTS_TOLD_MAX])
+            log.error("promise_broken", promise=promise, breaches=len(broken), subjects=broken)
         self._told = counted

@@ -20,6 +20,9 @@ REFRESH_AT_LEAST_EVERY_S = 1.0
 REFRESH_PAUSE_S = 0.05
 """Scrapes that return within this time share one question to the ledger."""
 
+NAMES_TOLD_MAX, NAME_TOLD_LENGTH = 5, 64
+"""What a log line tells of the names that an address gives to substations: anybody may answer there, with anything."""
+
 Tell = Callable[[dict[str, object]], Awaitable[None]]
 
 
@@ -48,7 +51,9 @@ class Watcher:
         registered = {one.substation: one.epoch for one in self._registry.values() if one.metrics_url == address}
         true = {one: it for one, it in readings.items() if it.epoch <= registered.get(one, -1)}
         if len(true) < len(readings):
-            log.info("readings_not_counted", address=address, substations=sorted(readings.keys() - true.keys()))
+            wrong = sorted(readings.keys() - true.keys())
+            told = [one[:NAME_TOLD_LENGTH] for one in wrong[:NAMES_TOLD_MAX]]
+            log.info("readings_not_counted", address=address, readings=len(wrong), substations=told)
         self._fresh.update(true)
         self._due.set()
 

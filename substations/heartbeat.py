@@ -151,12 +151,15 @@ class Host:
         log.info("substation_taken", substation=substation, epoch=epoch)
 
     def _refuse_living(self, lease: Lease) -> None:
-        """Raise `Misconfigured` where a lease moves under one and the same holder: it lives."""
+        """Raise `Misconfigured` where a lease moves under one and the same holder: it lives.
+
+        One that this process has held before was given back or lost. Its new holder is no reason to end the others.
+        """
         first = self._first_seen.get(lease.substation)
         if first is None or first.holder != lease.holder:
             self._first_seen[lease.substation] = lease
             log.info("substation_awaited", substation=lease.substation, holder=_name(lease), lease_s=self._lease_s)
-        elif lease.renewals > first.renewals:
+        elif lease.renewals > first.renewals and lease.substation not in self._begun:
             raise Misconfigured(
                 f"substation {lease.substation!r} is hosted by {_name(lease)}, which is alive: stop that process, or "
                 "start this one with other ids in EVENLOAD_SUBSTATION_IDS, or with none, and it takes one that is free"
@@ -209,7 +212,7 @@ class Host:
         """
         vain = self._vain[substation.id]
         try:
-            vain.update(one.renewals for one in await self._ledger.leases() if one.substation == substation.id)
+            vain.update(one.renewals for one in await self._ledger.leases_of([substation.id]))
         except LedgerUnavailable:
             return
         if len(vain) <= VAIN_RENEWALS_MAX:

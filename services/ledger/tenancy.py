@@ -21,6 +21,9 @@ class Tenancy(Protocol):
     async def leases(self) -> list[Lease]:
         """The lease of every substation that ever had one."""
 
+    async def leases_of(self, substations: Sequence[str]) -> list[Lease]:
+        """The leases of those that ever had one."""
+
     async def wait_for(self, substations: Sequence[str], heir: str) -> dict[str, Lease]:
         """The leases of those that ever had one; where another holds it, `heir` is noted as who waits for it."""
 
@@ -172,6 +175,11 @@ class LedgerTenancy:
     async def leases(self) -> list[Lease]:
         """See `Tenancy.leases`."""
         return await all_leases(self._connection)
+
+    async def leases_of(self, substations: Sequence[str]) -> list[Lease]:
+        """See `Tenancy.leases_of`."""
+        ids = [[one] for one in substations]
+        return [_lease(row) for row in await self._connection.read(lambda it: it.execute(statements.LEASES_OF, ids))]
 
     async def wait_for(self, substations: Sequence[str], heir: str) -> dict[str, Lease]:
         """See `Tenancy.wait_for`."""

@@ -40,6 +40,14 @@ async def test_a_substation_that_nobody_ever_held_is_taken_once(ledger, rival):
     assert await seen(ledger, "east") == Lease("east", 1, 0, HOLDER, is_released=False)
 
 
+async def test_who_asks_for_some_leases_gets_no_others(ledger):
+    await ledger.take(registration(), registration("south"), registration("west"))
+
+    leases = await ledger.tenancy.leases_of(["west", "north", "nowhere"])
+
+    assert sorted(leases, key=lambda one: one.substation) == [await seen(ledger), await seen(ledger, "west")]
+
+
 @pytest.mark.parametrize(
     "stale",
     [

@@ -194,7 +194,7 @@ async def test_a_breach_is_counted_once_and_one_that_may_pass_only_after_its_tim
         assert balancer.counted("conservation_breaches_total") == (1 if seconds < 30 else 2)
 
 
-async def test_breaches_of_a_promise_become_one_line_with_the_first_subjects_and_their_number(ledger, balancer):
+async def test_breaches_of_a_promise_become_one_line_with_their_number_and_all_subjects(ledger, balancer):
     names = [f"overdrawn-{number:02d}" for number in range(25)]
     await ledger.take(registration())
     await ledger.claimed(*names)
@@ -207,7 +207,7 @@ async def test_breaches_of_a_promise_become_one_line_with_the_first_subjects_and
         await balancer.sweeper.audit()
 
     [first, second] = [line for line in said if line["event"] == "promise_broken"]
-    assert (first["log_level"], first["breaches"], first["subjects"]) == ("error", 25, names[:20])
+    assert (first["log_level"], first["breaches"], first["subjects"]) == ("error", 25, names)
     assert (second["promise"], second["breaches"], second["subjects"]) == (first["promise"], 1, ["later"])
     assert balancer.counted("conservation_breaches_total") == 26
 
@@ -270,6 +270,19 @@ async def test_retention_forgets_what_has_ended_and_counts_it(ledger, balancer, 
     await until(lambda: balancer.counted("swept_total", kind="forgotten") == 1)
 
     assert await ledger.intake.request("a") is None
+    running.cancel()
+    await asyncio.wait({running})
+
+
+async def test_a_balancer_that_has_just_started_forgets_nothing_yet(ledger, balancer):
+    await ledger.take(registration())
+    await ledger.ended("a")
+    ledger.now_ms += 1_000
+    running = asyncio.create_task(balancer.sweeper.forget_for_ever(500))
+    for _ in range(20):
+        await asyncio.sleep(0)
+
+    assert await ledger.status("a") is Status.COMPLETED
     running.cancel()
     await asyncio.wait({running})
 

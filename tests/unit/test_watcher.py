@@ -4,6 +4,7 @@ import asyncio
 
 import pytest
 from prometheus_client import CollectorRegistry
+from structlog.testing import capture_logs
 
 from balancer.load_table import LoadTable
 from balancer.metrics import BalancerMetrics
@@ -163,6 +164,21 @@ async def test_a_wrong_line_counts_nowhere_and_true_readings_go_on_counting(part
     parts.scraped(1, of="south", at=SOUTH.metrics_url)
     await parts.watcher.refresh()
     assert {one.substation: one.demand_w for one in parts.watcher.estimates()} == {"north": 3_000, "south": 0}
+
+
+async def test_a_page_full_of_wrong_names_becomes_a_short_line(parts):
+    template = {"epoch": 1, "sequence": 1, "operative": True, "taken_at_s": 0.0}
+    numbers = dict.fromkeys(
+        (one for one in Reading.__dataclass_fields__ if one not in template and one != "substation"), 0
+    )
+    names = ["north", *(f"{number:03d}" + "x" * 1_000 for number in range(300))]
+
+    with capture_logs() as said:
+        parts.watcher.take(NORTH.metrics_url, {one: Reading(one, **template, **numbers) for one in names})
+
+    [line] = [one for one in said if one["event"] == "readings_not_counted"]
+    assert line["readings"] == 300
+    assert line["substations"] == [f"00{number}" + "x" * 61 for number in range(5)]
 
 
 async def test_a_new_epoch_counts_as_soon_as_it_is_registered(parts):
