@@ -207,7 +207,7 @@ class Sweeper:
                 log.warning("audit_paused", cause=str(error))
 
     async def audit(self) -> None:
-        """One audit; each breach is told and counted once, those of a promise in one line; raises `LedgerUnavailable`."""
+        """Audit once. Each breach is counted and told once, those of a promise in one line; raises as `steps`."""
         breaches = self._breaches.standing(await self._ledger.audit(), monotonic_s())
         counted = {one for one, for_s in breaches if for_s >= one.after_s}
         subjects: dict[str, list[str]] = defaultdict(list)
