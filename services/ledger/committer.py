@@ -192,8 +192,9 @@ class Committer:
     def _apply(self, parts: list[Part], transaction: Transaction) -> None:
         """Write what is still wanted now that the transaction has begun: it may have waited for its lock."""
         by_kind: dict[str, list[Part]] = {}
-        if parts[0].is_sparing:  # it stands alone
-            transaction = sparing = Sparing(transaction)
+        sparing: Sparing | None = None
+        if parts[0].findings is not None:  # only parts of its operation, which spare as well, stand beside it
+            transaction = sparing = Sparing(transaction, parts[0].findings)
             parts[0].spared = sparing.refused
         with self._wake:
             for part in parts:
@@ -206,6 +207,9 @@ class Committer:
             owner = {row[operation.key]: part for part in same_kind for row in part.rows}
             for row in operation.apply(transaction, [row for part in same_kind for row in part.rows]):
                 owner[row[operation.key]].answered.append(row)
+        if sparing is not None:
+            for part in parts:
+                part.has_left_out = bool(sparing.left_out)
 
     def _tell(self, group: list[Submitted]) -> None:
         def answer() -> None:

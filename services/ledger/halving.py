@@ -6,9 +6,10 @@ import time
 from collections import deque
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from services.errors import LedgerRefused, LedgerUnavailable
+from services.ledger.sparing import Findings
 from services.logs import get_logger
 
 if TYPE_CHECKING:
@@ -72,10 +73,17 @@ class Part:
     of: Submitted
     rows: list[Row]
     answered: list[Row] = field(default_factory=list)
-    is_sparing: bool = False
-    """It leaves out the requests that the database refuses to change."""
+    findings: Findings | None = None
+    """What is known of the requests that the database refuses to change; None where they are not left out."""
     spared: dict[str, LedgerRefused] = field(default_factory=dict)
-    """The requests that were left out in the last try, and why."""
+    """The requests that were found to be refused in the last try, and why."""
+    has_left_out: bool = False
+    """Whether the last try left any request out."""
+
+    @property
+    def is_sparing(self) -> bool:
+        """Whether it leaves out the requests that the database refuses to change."""
+        return self.findings is not None
 
     @property
     def can_be_halved(self) -> bool:
@@ -101,8 +109,11 @@ class Halving:
     ) -> None:
         self._apply = apply
         self._observe_commit_s = observe_commit_s
-        self._refused_at: dict[tuple[str, Hashable], float] = {}
-        """When a row was refused last, by operation and key; the oldest first."""
+        self._refused_at: dict[tuple[str, Hashable], tuple[float, bool]] = {}
+        """When a row was refused last, and whether it is then tried without refused requests, by operation and key; the
+        oldest first."""
+        self._findings: dict[str, Findings] = {}
+        """By operation."""
         self._told: dict[tuple[str, str], tuple[float, int]] = {}
         """When a refusal was told last, and how often it has happened since, by operation and code."""
         self.fault: str | None = None
@@ -112,7 +123,8 @@ class Halving:
         """Commit `group`; where one row is refused, commit the others.
 
         Rows that were refused lately get a transaction of their own. A row that is refused because of a request that it
-        changes is tried once more without that request. What a lost connection leaves is not tried.
+        changes is tried once more without that request, and from then on at once. What a lost connection leaves is not
+        tried.
         """
         waiting = deque(self._apart(group))
         give_up_at: float | None = None
@@ -136,6 +148,8 @@ class Halving:
                 self._observe_commit_s(time.perf_counter() - started)
                 for part in parts:
                     part.of.answered += part.answered
+                    if part.has_left_out:
+                        self._keep_apart(part, is_sparing=True)
                     for request_id, refusal in part.spared.items():
                         self._tell(part.of.operation, request_id, refusal)
 
@@ -144,14 +158,25 @@ class Halving:
         if len(parts) > 1 or parts[0].can_be_halved:
             if not is_late:
                 return _halves(parts)
+            may_spare = [part for part in parts if part.may_spare and isinstance(error, LedgerRefused)]
             for part in parts:
-                part.fail(LedgerUnavailable(f"another row was refused: {_code(error)}"))
-        elif isinstance(error, LedgerRefused) and parts[0].may_spare:
-            self._keep_apart(parts[0])
-            return [[Part(parts[0].of, parts[0].rows, is_sparing=True)]]
-        else:
-            self._blame(parts[0], error)
+                if part not in may_spare:
+                    part.fail(LedgerUnavailable(f"another row was refused: {_code(error)}"))
+            return self._sparing(may_spare)
+        if isinstance(error, LedgerRefused) and parts[0].may_spare:
+            return self._sparing(parts)
+        self._blame(parts[0], error)
         return []
+
+    def _sparing(self, parts: Sequence[Part]) -> list[list[Part]]:
+        """The same rows, without the requests that the database refuses to change: one transaction for an operation."""
+        by_operation: dict[str, list[Part]] = {}
+        for part in parts:
+            self._keep_apart(part, is_sparing=True)
+            name = part.of.operation.name
+            findings = self._findings.setdefault(name, Findings(name))
+            by_operation.setdefault(name, []).append(Part(part.of, part.rows, findings=findings))
+        return list(by_operation.values())
 
     def fail(self, parts: Sequence[Part], error: LedgerUnavailable) -> None:
         """Tell everybody in `parts` that writing failed."""
@@ -163,39 +188,46 @@ class Halving:
         """All rows of `group`; those that were refused lately come last, by themselves."""
         trusted: list[Part] = []
         suspects: list[Part] = []
+        sparing: dict[str, list[Part]] = {}
         for one in group:
             name, key = one.operation.name, one.operation.key
-            is_suspect = [self._is_suspect(name, row[key]) for row in one.rows]
-            if any(is_suspect) and not one.operation.may_split:
-                is_suspect = [True] * len(one.rows)
-            for wanted, parts in ((False, trusted), (True, suspects)):
-                rows = [row for row, found in zip(one.rows, is_suspect, strict=True) if found is wanted]
-                if rows:
-                    parts.append(Part(one, rows))
-        return [parts for parts in (trusted, suspects) if parts]
+            doubts = [self._doubt(name, row[key]) for row in one.rows]
+            if any(doubts) and not one.operation.may_split:
+                doubts = ["refused"] * len(one.rows)
+            for wanted in dict.fromkeys(doubts):
+                part = Part(one, [row for row, doubt in zip(one.rows, doubts, strict=True) if doubt == wanted])
+                if wanted == "sparing":
+                    part.findings = self._findings[name]
+                    sparing.setdefault(name, []).append(part)
+                else:
+                    (suspects if wanted else trusted).append(part)
+        return [parts for parts in (trusted, suspects, *sparing.values()) if parts]
 
-    def _is_suspect(self, operation: str, key: Hashable) -> bool:
-        at = self._refused_at.get((operation, key))
-        return at is not None and time.monotonic() - at < SUSPECT_FOR_S
+    def _doubt(self, operation: str, key: Hashable) -> Literal["refused", "sparing"] | None:
+        """How a row is tried that was refused lately; None for any other."""
+        at, is_sparing = self._refused_at.get((operation, key), (None, False))
+        if at is None or time.monotonic() - at >= SUSPECT_FOR_S:
+            return None
+        return "sparing" if is_sparing else "refused"
 
     def _blame(self, part: Part, error: Exception) -> None:
         """Tell the callers of the rows that the database refused, or that met a bug."""
         operation = part.of.operation
         if isinstance(error, LedgerRefused):
             part.fail(error)
-            self._keep_apart(part)
+            self._keep_apart(part, is_sparing=False)
             if len(part.rows) == 1:  # else it is not known which of them it is
                 self._tell(operation, part.rows[0][operation.key], error)
         else:
             log.error("ledger_write_failed", operation=operation.name, exc_info=error)
             self.fail([part], LedgerUnavailable(f"writing failed: {_code(error)}"))
 
-    def _keep_apart(self, part: Part) -> None:
+    def _keep_apart(self, part: Part, *, is_sparing: bool) -> None:
         """Keep refused rows apart from now on."""
         now, operation = time.monotonic(), part.of.operation
         for row in part.rows:
             self._refused_at.pop((operation.name, row[operation.key]), None)
-            self._refused_at[operation.name, row[operation.key]] = now
+            self._refused_at[operation.name, row[operation.key]] = now, is_sparing
         while len(self._refused_at) > SUSPECTS_MAX:
             del self._refused_at[next(iter(self._refused_at))]
 
@@ -223,7 +255,7 @@ def _halves(parts: list[Part]) -> list[list[Part]]:
         return [parts[: len(parts) // 2], parts[len(parts) // 2 :]]
     [one] = parts
     middle = len(one.rows) // 2
-    return [[Part(one.of, one.rows[:middle])], [Part(one.of, one.rows[middle:])]]
+    return [[Part(one.of, some, findings=one.findings)] for some in (one.rows[:middle], one.rows[middle:])]
 
 
 def _code(error: Exception) -> str:

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import time
+from types import SimpleNamespace
 
 import pytest
 from harness.ledger import FORBIDDEN, HOLDER, Ledger, asked, changed, opened, progress, registration
@@ -274,6 +275,63 @@ async def test_what_was_not_tried_in_time_is_left_to_the_next_sweep(ledger, path
         assert set(states(path).values()) == {"charging"}
 
     assert {one.request_id for one in await ledger.sweeping.lose_orphans()} == {"a", "b"}
+
+
+class SlowClock:
+    """A clock that a search looks at; each look takes so long."""
+
+    def __init__(self, monkeypatch, each_s):
+        self.now_s, self.each_s = 0.0, each_s
+        monkeypatch.setattr("services.ledger.sparing.time", SimpleNamespace(monotonic=self.monotonic))
+
+    def monotonic(self):
+        self.now_s += self.each_s
+        return self.now_s
+
+
+async def test_searches_that_run_out_of_time_go_on_where_the_last_ended(ledger, path, forbid, monkeypatch):
+    names = [f"r{number:02}" for number in range(16)]
+    for number, one in enumerate(names):
+        await ledger.claimed(one, vehicle_id=FORBIDDEN if number % 4 == 3 else f"EV-{one}")
+    forbid("UPDATE", "request", MAKES_PROGRESS)
+    clock = SlowClock(monkeypatch, 0.3)
+
+    with capture_logs() as said:
+        for delivered_j in range(1, 13):
+            await ledger.beat(*(progress(one, delivered_j, wanted_j=9_000) for one in names))
+    delivered = dict(asked(path, "SELECT id, energy_delivered_j FROM request"))
+    assert delivered == {one: 0 if number % 4 == 3 else 12 for number, one in enumerate(names)}
+    gave_up = [line for line in said if line["event"] == "refused_requests_not_all_found"]
+    assert (gave_up[0]["operation"], gave_up[0]["refused"]) == ("beat", 0)
+    assert len(gave_up) < 12
+
+    changed(path, "DROP TRIGGER forbidden_update_request" + (" ON request" if isinstance(path, str) else ""))
+    await ledger.beat(*(progress(one, 13, wanted_j=9_000) for one in names))
+    assert asked(path, "SELECT count(*) FROM request WHERE energy_delivered_j = 13") == [(12,)]
+    clock.now_s += 60.0
+    await ledger.beat(*(progress(one, 14, wanted_j=9_000) for one in names))
+    assert asked(path, "SELECT count(*) FROM request WHERE energy_delivered_j = 14") == [(16,)]
+
+
+async def test_a_refused_request_at_each_of_many_substations_fails_no_beat(ledger, path, forbid, monkeypatch):
+    places = [f"p{number}" for number in range(6)]
+    await ledger.take(*(registration(one) for one in places))
+    for one in places:
+        await ledger.claimed(f"good {one}", at=one)
+        await ledger.claimed(f"bad {one}", at=one, vehicle_id=FORBIDDEN)
+    forbid("UPDATE", "request", MAKES_PROGRESS)
+    monkeypatch.setattr("services.ledger.halving.HALVE_FOR_S", -1.0)
+
+    for delivered_j in (1_000, 2_000):
+        beats = [
+            Beat(one, 1, HOLDER, tuple(progress(f"{kind} {one}", delivered_j, at=one) for kind in ("good", "bad")),
+                 (), 0)
+            for one in places
+        ]  # fmt: skip
+        assert {one.substation for one in await ledger.tenancy.beat(beats, 0)} == set(places)
+
+    told = dict(asked(path, "SELECT id, energy_delivered_j FROM request"))
+    assert told == {f"{kind} {one}": 2_000 * (kind == "good") for one in places for kind in ("good", "bad")}
 
 
 async def test_a_rule_that_is_judged_at_the_commit_spares_the_others_on_postgresql(postgres_url):

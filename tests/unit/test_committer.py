@@ -32,6 +32,7 @@ class MemoryDriver:
         """How many transactions the database will undo once, so that they are run again."""
         self.held = []
         self.closed = threading.Event()
+        self.transaction = list
 
     def hold_next(self):
         self.held.append(Held())
@@ -42,7 +43,7 @@ class MemoryDriver:
             held = self.held.pop(0)
             held.begun.set()
             assert held.go_on.wait(PATIENCE_S)
-        written = []
+        written = self.transaction()
         work(written)
         if self.undone:
             self.undone -= 1
@@ -456,3 +457,39 @@ async def test_a_drivers_fault_is_told_until_something_is_written(driver, commit
 
     await committer.submit(WRITE, rows("a"))
     assert committer.fault is None
+
+
+async def test_a_row_that_was_tried_without_refused_requests_is_tried_so_at_once_the_next_time(driver, committer):
+    """It neither fails its neighbours' transaction, nor is it looked for among them."""
+
+    class Transaction(list):
+        def refusal(self, statement, rows, left_out):
+            return LedgerRefused("PostgreSQL: a rule", "23514") if self.is_refused(rows, left_out) else None
+
+        def execute(self, statement, rows, left_out="[]"):
+            if self.is_refused(rows, left_out):
+                raise LedgerRefused("PostgreSQL: a rule", "23514")
+            self.append([one for [one] in rows if one not in left_out])
+            return []
+
+        @staticmethod
+        def is_refused(rows, left_out):
+            return ["bad"] in rows and "bad" not in left_out
+
+    tries = []
+
+    def apply(transaction, theirs):
+        tries.append([row["key"] for row in theirs])
+        changes = [[request] for row in theirs for request in row["requests"]]
+        transaction.execute("UPDATE request FROM {rows: id, x} {spared}", changes)
+        return [{"key": row["key"]} for row in theirs]
+
+    driver.transaction = Transaction
+    beat = Operation("beat", "key", apply, spares=True)
+    west, east = {"key": "west", "requests": ["free", "bad"]}, {"key": "east", "requests": ["other"]}
+
+    answers = [await committer.submit(beat, [west, east]) for _ in range(2)]
+
+    assert [sorted(row["key"] for row in answer) for answer in answers] == [["east", "west"]] * 2
+    assert tries == [["west", "east"], ["west"], ["west"], ["east"], ["east"], ["west"]]
+    assert driver.transactions == [[["free"]], [["other"]], [["other"]], [["free"]]]
