@@ -49,6 +49,9 @@ class Reader(Protocol):
     def read(self, work: Callable[[Transaction], Answer]) -> Answer:
         """Run `work` on one snapshot; raises `LedgerUnavailable`."""
 
+    def interrupt(self) -> None:
+        """Let the statement fail that runs in another thread, unless the database ends it in time by itself."""
+
     def close(self) -> None:
         """Give the connection back."""
 

@@ -22,6 +22,9 @@ READ_DEADLINE_S = 5.0
 RETRY_PAUSE_S = 0.5
 CLOSE_DEADLINE_S = 10.0
 """Longer than a drain may last: a process that cannot close its ledger must say that its drain was cut short."""
+INTERRUPT_PAUSE_S = 0.05
+READER_DEADLINE_S = 5.0
+"""A part of `CLOSE_DEADLINE_S`: a read that does not end must leave time to close the writer."""
 
 
 class LedgerConnection:
@@ -102,8 +105,17 @@ async def open_ledger(
         thread.shutdown(wait=False)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(CLOSE_DEADLINE_S):
-                await asyncio.wait({reader_closed})
+                await _end_reads(reader, reader_closed)
                 await committer.close()
+
+
+async def _end_reads(reader: Reader, closed: asyncio.Future[None]) -> None:
+    """Interrupt what is read, for which nobody waits any more, until the reader is closed or its time is up."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(READER_DEADLINE_S):
+            while not closed.done():
+                reader.interrupt()  # each time one statement, and others may follow
+                await asyncio.wait({closed}, timeout=INTERRUPT_PAUSE_S)
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,8 @@ _ABOUT_VALUES = ("09", "20", "22", "23", "27", "2F", "38", "39", "44", "54", "P0
 _NOT_ABOUT_VALUES = ("40", "2200H")
 """Rivals, and a sequence that is used up; whoever raises the former by hand asks for another try."""
 _STATEMENT_FAILED = ("21", "22", "40", "42501", "53", "55", "57014")
-"""Further beginnings of SQLSTATE after which the connection is as good as before. After any other it is given up."""
+"""Beginnings of SQLSTATE which, beside `_ABOUT_VALUES`, leave the connection as good as before. After any other it is
+given up."""
 _SCHEMA_CHANGED = "42"
 """The class of what a session's old plans meet after a change of the tables. A new session has none."""
 
@@ -47,7 +48,7 @@ DIALECT = Dialect(
     now_ms="CAST(extract(epoch FROM statement_timestamp()) * 1000 AS bigint)",
     rows=_rows,
     for_update="FOR NO KEY UPDATE",
-    # A transaction that has no more than a number does not wait.
+    # A transaction that has a transaction id but wrote no WAL does not wait.
     written="pg_logical_emit_message(true, 'evenload', '')",
     parameter=r"%(\1)s",
 )
@@ -205,6 +206,9 @@ class PostgresReader:
     def read(self, work: Callable[[Transaction], Answer]) -> Answer:
         """Run `work` on one snapshot; raises `LedgerUnavailable`."""
         return self._session.transact(work)
+
+    def interrupt(self) -> None:
+        """Do nothing: the server's timeout for a statement is short enough."""
 
     def close(self) -> None:
         """Close the connection."""

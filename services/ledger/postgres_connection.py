@@ -101,7 +101,7 @@ class Connection(psycopg.Connection[Row]):
         # In one message, and so not prepared: that takes one command at a time.
         cursor = self.execute(how + self._settings_to_bring + (f"; {look}" if look else ""), prepare=False)
         while cursor.nextset():
-            self._is_on_standby = False
+            pass
         return cursor.fetchone() if look else None
 
     def complete(self, how: LiteralString = "COMMIT") -> Row | None:

@@ -69,6 +69,9 @@ _TEXTS = {
 
 _RULES = ("exec_stmt_raise", "PLy_output", "ExecWithCheckOptions")
 """Functions in the server's source where a RAISE, PL/Python's, and a policy of row-level security refuse a row."""
+_RIGHT_MISSING = "42501"
+GUARD = "request_refused"
+"""The function of our triggers that keep each user to its own states (`provision`)."""
 _UNVERIFIED = "certificate verify failed"
 _SILENCE = ("timeout expired", "has not answered")
 _CURE_OF_SILENCE = "see whether the server is frozen or cut off, or whether a pooler before it waits for a connection"
@@ -102,9 +105,11 @@ def explain(error: psycopg.Error, conninfo: str) -> Refusal:
 def is_from_rule(error: psycopg.Error) -> bool:
     """Whether a rule of the operator's in the database has raised `error`; its code is then anybody's guess.
 
-    The server names the function of its own source that failed, the same in every language.
+    The server names the function of its own source that failed, the same in every language. What our own guard raises
+    is about the user's rights.
     """
-    return error.diag.source_function in _RULES
+    is_our_guard = error.sqlstate == _RIGHT_MISSING and f"{GUARD}()" in (error.diag.context or "")
+    return error.diag.source_function in _RULES and not is_our_guard
 
 
 def told(error: psycopg.Error) -> str:

@@ -14,29 +14,33 @@ NOT_SYNCED = (
     "set fsync = on in postgresql.conf, and reload it",
 )
 
-COLUMNS: LiteralString = """
+_TABLES: LiteralString = "'meta', 'probe', 'request', 'transition', 'substation'"
+COLUMNS: LiteralString = f"""
 current_setting('session_replication_role') = 'replica' AS is_mute,
+(SELECT string_agg(name, ', ' ORDER BY name) FROM unnest(ARRAY[{_TABLES}]) AS name
+ WHERE to_regclass('public.' || name) IS NULL) AS missing,
 (SELECT min(relname::text) FROM pg_class
- WHERE oid IN ('public.meta'::regclass, 'public.probe'::regclass, 'public.request'::regclass,
-               'public.transition'::regclass, 'public.substation'::regclass)
+ WHERE oid IN (SELECT to_regclass('public.' || name) FROM unnest(ARRAY[{_TABLES}]) AS name)
    AND relpersistence <> 'p') AS unlogged,
 (SELECT string_agg(name, ', ' ORDER BY name)
  FROM unnest(ARRAY['request_accepted', 'request_changed', 'request_in_order']) AS name
- WHERE NOT EXISTS (SELECT 1 FROM pg_trigger AS t WHERE t.tgrelid = 'public.request'::regclass AND t.tgname = name
+ WHERE NOT EXISTS (SELECT 1 FROM pg_trigger AS t WHERE t.tgrelid = to_regclass('public.request') AND t.tgname = name
                                                    AND t.tgenabled IN ('O', 'A'))) AS silent,
 (SELECT min(name) FROM unnest(ARRAY['id', 'idempotency_key']) AS name
  WHERE NOT EXISTS (SELECT 1 FROM pg_index AS i JOIN pg_attribute AS a ON a.attrelid = i.indrelid
                                                                     AND a.attnum = i.indkey[0]
-                   WHERE i.indrelid = 'public.request'::regclass AND a.attname = name AND i.indnkeyatts = 1
+                   WHERE i.indrelid = to_regclass('public.request') AND a.attname = name AND i.indnkeyatts = 1
                      AND i.indisunique AND i.indisvalid AND i.indimmediate AND i.indpred IS NULL)) AS not_unique
-"""
-"""What `fault` judges, as columns of a query; the tables must be there. By what an index does, not by its name."""
+"""  # noqa: S608 (the names are our own)
+"""What `fault` judges, as columns of a query. By what an index does, not by its name."""
 
 
 def fault(found: Row) -> tuple[str, str] | None:
     """The cause and the cure of what is wrong with a database; None where it is sound."""
     if found["is_mute"]:
         return MUTE
+    if missing := found["missing"]:
+        return f"lacks tables of the ledger ({missing})", "restore the whole backup"
     if table := found["unlogged"]:
         return f"has the unlogged table {table}, which a crash empties", f"ALTER TABLE {table} SET LOGGED"
     if silent := found["silent"]:

@@ -219,6 +219,12 @@ class SqliteReader:
             connection.execute("PRAGMA shrink_memory")
             self._was_wrong = False
 
+    def interrupt(self) -> None:
+        """Let the statement fail that runs in another thread."""
+        with contextlib.suppress(sqlite3.ProgrammingError):  # it is closed just now
+            if self._opened is not None:
+                self._opened[0].interrupt()
+
     def close(self) -> None:
         """Close the connection."""
         if self._opened is not None:

@@ -236,12 +236,13 @@ WHERE status IN ('completed', 'stopped', 'cancelled', 'expired', 'failed')
   AND changed_at_ms <= {_TIME_TO_FORGET} - :older_than_ms
 LIMIT :most
 """
-# In the order of arrival: the oldest come first, and a page may go on where the one before it ended.
+# One state at a time, along the index: a page goes on where the one before it ended, and reads no more than itself.
 FORGETTABLE_AFTER = f"""
-SELECT arrival, id FROM request
-WHERE status || '' IN ('completed', 'stopped', 'cancelled', 'expired', 'failed')
-  AND changed_at_ms <= {_TIME_TO_FORGET} - :older_than_ms AND arrival > :after
-ORDER BY arrival LIMIT :most
+SELECT id, arrival, changed_at_ms FROM request
+WHERE status IN ('completed', 'stopped', 'cancelled', 'expired', 'failed') AND status = :status
+  AND changed_at_ms <= {_TIME_TO_FORGET} - :older_than_ms
+  AND changed_at_ms >= :since_ms AND (changed_at_ms > :since_ms OR arrival > :arrival)
+ORDER BY changed_at_ms, arrival LIMIT :most
 """
 # What has ended stays so: it need not be looked at again.
 FORGET = "DELETE FROM request WHERE id IN (SELECT id FROM {rows: id} AS r) RETURNING id"

@@ -4,7 +4,7 @@ Everything is compare-and-set, so any number of balancers may do it at once, and
 """
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from services.errors import DROPPED, LedgerRefused
 from services.ledger import lease_statements, statements
@@ -12,7 +12,7 @@ from services.ledger.committer import Operation, Row, Transaction
 from services.ledger.connection import LedgerConnection
 from services.ledger.leases import Lease
 from services.ledger.records import Breach, Swept
-from services.ledger.states import Status
+from services.ledger.states import TERMINAL, Status
 from services.ledger.tenancy import all_leases, lease_values
 from services.messages import Hint
 
@@ -23,6 +23,7 @@ FORGET_PAGE = 50
 """Requests that are deleted at once where the database refuses some: others' writes wait while these are looked for."""
 FORGET_PAGES_MAX = 20
 """Of one call."""
+_ENDED = tuple(sorted(one.value for one in TERMINAL))
 
 
 class Sweeping(Protocol):
@@ -34,8 +35,8 @@ class Sweeping(Protocol):
     async def lose(self, leases: Sequence[Lease]) -> list[Swept]:
         """Give up substations whose lease is still as seen: their rows end, or go back to the waiting room.
 
-        An open grant counts as delivered, unless the lease was released. In this order: nothing owed → completed;
-        stop asked or departed → stopped; interrupted too often → failed; else accepted.
+        An open grant counts as delivered. In this order: nothing owed → completed; stop asked or departed → stopped;
+        interrupted too often → failed; else accepted.
         """
 
     async def lose_orphans(self) -> list[Swept]:
@@ -131,13 +132,30 @@ FORGET = Operation("forget", "sweep", _forget)
 FORGET_NAMED = Operation("forget_named", "id", _forget_named)
 
 
+class _Place(NamedTuple):
+    """The request that a pass over the ended ones has looked at last; one state comes after the other."""
+
+    status: str
+    since_ms: int = 0
+    arrival: int = 0
+
+    def after(self, page: Sequence[Row], *, is_whole: bool) -> "_Place":
+        """Where the pass goes on after `page`; once the last state is through, at the start."""
+        if is_whole:
+            return _Place(self.status, page[-1]["changed_at_ms"], page[-1]["arrival"])
+        return _Place(_ENDED[(_ENDED.index(self.status) + 1) % len(_ENDED)])
+
+
+_START = _Place(_ENDED[0])
+
+
 class LedgerSweeping:
     """`Sweeping` on a ledger connection."""
 
     def __init__(self, connection: LedgerConnection) -> None:
         self._connection = connection
-        self._forgotten_up_to = 0
-        """The last arrival that this pass of `_forget_by_id` has looked at."""
+        self._forgotten_up_to = _START
+        """Where this pass of `_forget_by_id` goes on."""
 
     async def leases(self) -> list[Lease]:
         """See `Sweeping.leases`."""
@@ -196,9 +214,10 @@ class LedgerSweeping:
         forgotten, refusal = 0, None
         for _ in range(FORGET_PAGES_MAX):
             size = min(FORGET_PAGE, most - forgotten)
-            page = await self._forgettable(older_than_ms, at_most_ms, size)
-            is_last = len(page) < size
-            self._forgotten_up_to = 0 if is_last else page[-1]["arrival"]
+            at = self._forgotten_up_to
+            page = await self._forgettable(at, older_than_ms, at_most_ms, size)
+            is_last = len(page) < size and at.status == _ENDED[-1]
+            self._forgotten_up_to = at.after(page, is_whole=len(page) == size)
             try:
                 forgotten += len(await self._connection.write(FORGET_NAMED, page))
             except LedgerRefused as error:
@@ -209,13 +228,9 @@ class LedgerSweeping:
             raise refusal
         return forgotten
 
-    async def _forgettable(self, older_than_ms: int, at_most_ms: int, most: int) -> list[Row]:
-        after = self._forgotten_up_to
-        return await self._connection.read(
-            lambda it: it.execute(
-                statements.FORGETTABLE_AFTER, older_than_ms=older_than_ms, at_most_ms=at_most_ms, after=after, most=most
-            )
-        )
+    async def _forgettable(self, at: _Place, older_than_ms: int, at_most_ms: int, most: int) -> list[Row]:
+        limits: Row = {"older_than_ms": older_than_ms, "at_most_ms": at_most_ms, "most": most, **at._asdict()}
+        return await self._connection.read(lambda it: it.execute(statements.FORGETTABLE_AFTER, **limits))
 
     async def audit(self) -> list[Breach]:
         """See `Sweeping.audit`."""

@@ -35,8 +35,9 @@ class Tenancy(Protocol):
     ) -> dict[str, int]:
         """Begin a new epoch of each substation whose lease is still as `seen`; the epochs of those that are ours now.
 
-        One that is not in `seen` never had a lease. Sessions go on in the new epoch; unless the one before was
-        released, each forfeits its open grant and one of its interruptions. The lease runs from the first beat on.
+        One that is not in `seen` never had a lease. Sessions go on in the new epoch, and an
+        open grant counts as delivered; unless the one before was released, each has one interruption more. The lease
+        runs from the first beat on.
         """
 
     async def beat(self, beats: Sequence[Beat], adopt_after_ms: int) -> list[Heartbeat]:

@@ -1,8 +1,10 @@
 """Which files are used as a ledger, and which are refused, untouched."""
 
+import asyncio
 import contextlib
 import shutil
 import sqlite3
+import threading
 
 import pytest
 from harness.ledger import (
@@ -18,6 +20,8 @@ from services.ledger.connection import open_ledger
 from services.ledger.records import Accepted, Refused
 from services.ledger.schema import VERSION
 from services.ledger.states import Status
+
+PATIENCE_S = 20
 
 
 @pytest.fixture
@@ -149,6 +153,44 @@ async def test_a_closed_ledger_takes_nothing_more(tmp_path):
 
     with pytest.raises(LedgerUnavailable):
         await ledger.accepted("r")
+
+
+async def test_a_read_that_would_last_long_ends_with_its_ledger_which_is_closed_in_order(tmp_path):
+    where = tmp_path / "ledger.sqlite"
+    counts = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 500000000) SELECT max(i) FROM n"
+    has_begun = threading.Event()
+
+    def read_slowly(transaction):
+        has_begun.set()
+        return transaction.execute(counts)
+
+    async with asyncio.timeout(PATIENCE_S), opened(where) as connection:
+        await Ledger(connection).accepted("r")
+        reading = asyncio.create_task(connection.read(read_slowly))
+        assert await asyncio.to_thread(has_begun.wait, PATIENCE_S)
+
+    with pytest.raises(LedgerUnavailable, match="interrupted"):
+        await reading
+    assert [one.name for one in tmp_path.iterdir() if "-" in one.name] == []
+
+
+async def test_a_reader_that_is_stuck_does_not_keep_the_writer_from_being_closed(path, monkeypatch):
+    monkeypatch.setattr("services.ledger.connection.READER_DEADLINE_S", 0.1)
+    has_begun, go_on = threading.Event(), threading.Event()
+
+    def read_slowly(_transaction):
+        has_begun.set()
+        assert go_on.wait(PATIENCE_S)
+
+    try:
+        async with asyncio.timeout(PATIENCE_S / 2), opened(path) as connection:
+            reading = asyncio.create_task(connection.read(read_slowly))
+            assert await asyncio.to_thread(has_begun.wait, PATIENCE_S)
+        with pytest.raises(LedgerUnavailable, match="the ledger is closed"):
+            await Ledger(connection).accepted("r")
+    finally:
+        go_on.set()
+        await asyncio.wait({reading})
 
 
 async def test_a_faulty_request_is_refused_and_the_other_of_its_batch_is_written(ledger):

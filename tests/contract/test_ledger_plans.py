@@ -60,7 +60,12 @@ async def test_no_statement_reads_all_requests(ledger, path, name):
 
 @pytest.mark.parametrize(
     ("name", "index"),
-    [("EXPIRE", "request_deadline"), ("WAITING_FIRST", "request_waiting"), ("HISTORY", "transition_request")],
+    [
+        ("EXPIRE", "request_deadline"),
+        ("WAITING_FIRST", "request_waiting"),
+        ("HISTORY", "transition_request"),
+        ("FORGETTABLE_AFTER", "request_terminal (status=? AND changed_at_ms>? AND changed_at_ms<?)"),
+    ],
 )
 async def test_what_is_asked_all_the_time_has_an_index_of_its_own(ledger, path, name, index):
     plan = query_plan(path, ALL_STATEMENTS[name])

@@ -190,3 +190,10 @@ def test_all_statements_on_requests_are_checked():
         ON_REQUESTS
     )
     assert {"ASSIGN", "CLAIM", "END", "PROGRESS", "GIVE_BACK", "WITHDRAW", "HELD", "ENDED"} <= set(BY_ID)
+
+
+def test_a_page_of_what_may_be_forgotten_is_found_by_its_state_and_time(database):
+    [scan] = [step for step in plan_of(database, statements.FORGETTABLE_AFTER) if step.table == "request"]
+
+    assert scan.index == "request_terminal"
+    assert all(column in scan.condition for column in ("status", "changed_at_ms <=", "changed_at_ms >="))

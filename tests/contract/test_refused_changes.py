@@ -372,3 +372,20 @@ async def test_a_request_that_may_not_be_deleted_keeps_no_other_from_being_forgo
         assert await ledger.sweeping.forget(0, most) == 0
     assert sorted(states(path)) == held
     assert asked(path, "SELECT count(DISTINCT request_id) FROM transition") == [(len(held),)]
+
+
+async def test_pages_of_held_requests_that_ended_at_once_leave_none_of_any_state_unforgotten(
+    ledger, path, forbid, monkeypatch
+):
+    monkeypatch.setattr("services.ledger.sweeping.FORGET_PAGE", 2)
+    held = [f"held{number}" for number in range(5)]
+    await ledger.accepted("gone1", "gone2", "gone3")
+    for one in ("gone1", "gone2", "gone3"):
+        await ledger.intake.withdraw(one)
+    await ledger.ended(*held, "free1", "free2")
+    changed(path, "UPDATE request SET changed_at_ms = 5")
+    forbid("DELETE", "request", "OLD.id > 'h'")
+
+    assert await ledger.sweeping.forget(0, 500) == 5
+
+    assert sorted(states(path)) == held

@@ -32,6 +32,16 @@ POSTGRES = {
         ENABLE,
         "CREATE TRIGGER request_accepted AFTER INSERT ON request FOR EACH ROW EXECUTE FUNCTION request_history()",
     ),
+    "ALTER TABLE probe RENAME TO probe_of_old; ALTER TABLE substation RENAME TO substation_of_old": (
+        "lacks tables of the ledger (probe, substation)",
+        "restore the whole backup",
+        "ALTER TABLE probe_of_old RENAME TO probe; ALTER TABLE substation_of_old RENAME TO substation",
+    ),
+    "ALTER TABLE request RENAME TO request_of_old": (
+        "lacks tables of the ledger (request)",
+        "restore the whole backup",
+        "ALTER TABLE request_of_old RENAME TO request",
+    ),
     "ALTER TABLE request SET UNLOGGED": (
         "has the unlogged table request, which a crash empties",
         "ALTER TABLE request SET LOGGED",
