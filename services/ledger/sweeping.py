@@ -229,8 +229,9 @@ class LedgerSweeping:
         return forgotten
 
     async def _forgettable(self, at: _Place, older_than_ms: int, at_most_ms: int, most: int) -> list[Row]:
-        limits: Row = {"older_than_ms": older_than_ms, "at_most_ms": at_most_ms, "most": most, **at._asdict()}
-        return await self._connection.read(lambda it: it.execute(statements.FORGETTABLE_AFTER, **limits))
+        place: Row = {"status": at.status, "since_ms": at.since_ms, "arrival": at.arrival}
+        limits: Row = {"older_than_ms": older_than_ms, "at_most_ms": at_most_ms, "most": most}
+        return await self._connection.read(lambda it: it.execute(statements.FORGETTABLE_AFTER, **place, **limits))
 
     async def audit(self) -> list[Breach]:
         """See `Sweeping.audit`."""
