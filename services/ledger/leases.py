@@ -57,7 +57,7 @@ class SilenceWatch:
     An observer that has not looked for half a lease begins anew: it was frozen, or the ledger was away, and then
     the holders could not renew either. A ledger may also answer reads, but no writes. Therefore each time without an
     answered write counts for at most half a lease, and where it was longer than `silence_s`, the observer begins anew.
-    One slow write, for instance at a locked row, so delays the count, but does not end it.
+    Thus one slow write, for instance at a locked row, delays the count, but does not end it.
     """
 
     lease_s: float
@@ -72,8 +72,9 @@ class SilenceWatch:
     ) -> dict[str, float]:
         """Note what a look showed whose reply came at `replied_at_s`; returns how long each has stood still [s].
 
-        `written_at_s` is when the ledger last answered a write of the observer; None means that the look was a write.
-        A lease that has moved shows a write, too. Substations that are not named any more are forgotten.
+        `written_at_s` is when the ledger last answered a write of the observer; None stands for an observer whose looks
+        wait for its writes. A lease that has moved shows a write, too. Substations that are not named any more are
+        forgotten.
         """
         since_s = {
             one.substation: self._sightings[one.substation].since_s
@@ -82,9 +83,10 @@ class SilenceWatch:
         }
         if written_at_s is None or len(since_s) < len(leases):
             written_at_s = replied_at_s
-        without_s = max(written_at_s - self._written_at_s, 0.0)
+        written_at_s = max(written_at_s, self._written_at_s)
+        without_s = written_at_s - self._written_at_s
         self._counted_s += min(without_s, self.lease_s / 2)
-        self._written_at_s += without_s
+        self._written_at_s = written_at_s
         counted_s = self._counted_s + min(replied_at_s - self._written_at_s, self.lease_s / 2)
         if without_s > silence_s(self.lease_s):
             since_s = {}
