@@ -38,6 +38,10 @@ WHERE c.relnamespace = 'public'::regnamespace AND c.relkind IN ('r', 'p', 'f')
   AND NOT EXISTS (SELECT 1 FROM pg_depend AS d WHERE d.objid = c.oid AND d.deptype = 'e')
 LIMIT 1
 """
+_VERSION = """
+SELECT NOT EXISTS (SELECT 1 FROM meta) AS is_empty,
+       (SELECT value FROM meta WHERE name = 'schema_version') AS version
+"""
 
 
 def parse_address(url: str) -> str:
@@ -141,7 +145,7 @@ def look(address: str, query: LiteralString) -> list[Row] | None:
             _refuse_unfit(connection, where)
             if not _has_table(connection, "meta"):
                 return None
-            if _version(connection) == str(schema.VERSION):
+            if _version(connection, where) == str(schema.VERSION):
                 _refuse_unsound(connection, where)
             return connection.execute(query).fetchall()
     except psycopg.Error as error:
@@ -182,7 +186,7 @@ def _refuse(where: str, cause: str, cure: str) -> NoReturn:
 
 def _make_or_refuse(connection: Connection, where: str) -> None:
     if _has_table(connection, "meta"):
-        schema.refuse_other_version(where, _version(connection), "database")
+        schema.refuse_other_version(where, _version(connection, where), "database")
     elif connection.execute(_FOREIGN).fetchone():
         schema.refuse_other_version(where, None, "database")
     else:
@@ -195,11 +199,16 @@ def _has_table(connection: Connection, name: str) -> bool:
     return found is not None and bool(found["found"])
 
 
-def _version(connection: Connection) -> str | None:
-    """The schema's version; None for a table of that name that is somebody else's."""
+def _version(connection: Connection, where: str) -> str | None:
+    """The schema's version; None for a table of that name that is somebody else's.
+
+    Raises `Misconfigured` where the table is ours and empty: a restore makes all tables before it fills one.
+    """
     try:
         with connection.transaction():
-            row = connection.execute("SELECT value FROM meta WHERE name = 'schema_version'").fetchone()
+            found = connection.execute(_VERSION).fetchone()
     except errors.UndefinedColumn:
         return None
-    return str(row["value"]) if row else None
+    if found and found["is_empty"] and _has_table(connection, "probe"):
+        _refuse(where, *postgres_soundness.EMPTY)
+    return str(found["version"]) if found and found["version"] else None

@@ -9,6 +9,9 @@ MUTE = (
     "ALTER DATABASE or ALTER ROLE with RESET session_replication_role",
 )
 
+_RESTORE = "restore the whole backup"
+EMPTY = "has an empty table meta, as after a restore that broke off", _RESTORE
+
 NOT_SYNCED = (
     "has fsync turned off, so that a crash of its host loses what was accepted",
     "set fsync = on in postgresql.conf, and reload it",
@@ -40,7 +43,7 @@ def fault(found: Row) -> tuple[str, str] | None:
     if found["is_mute"]:
         return MUTE
     if missing := found["missing"]:
-        return f"lacks tables of the ledger ({missing})", "restore the whole backup"
+        return f"lacks tables of the ledger ({missing})", _RESTORE
     if table := found["unlogged"]:
         return f"has the unlogged table {table}, which a crash empties", f"ALTER TABLE {table} SET LOGGED"
     if silent := found["silent"]:

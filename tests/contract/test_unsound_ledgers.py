@@ -71,6 +71,18 @@ ALSO_NOT_UNIQUE = (
 )
 
 
+async def test_a_restore_that_broke_off_before_the_first_row_is_told_as_such(postgres_url):
+    async with opened(postgres_url):
+        pass
+    changed(postgres_url, "DROP TABLE substation, transition; DELETE FROM meta")
+
+    assert await refused(postgres_url, PASSWORD) == (
+        Finding.MISCONFIGURED,
+        f"{postgres_url.rpartition('@')[2]} has an empty table meta, as after a restore that broke off",
+        "restore the whole backup",
+    )
+
+
 @pytest.mark.parametrize("damage", POSTGRES)
 async def test_a_damaged_database_is_told_while_it_is_used_refused_at_a_start_and_used_again_when_healed(
     postgres_url, damage
