@@ -44,7 +44,7 @@ class _Dialer:
     async def _host(self, url: URL) -> str:
         """The host by its name, so that the first of its addresses counts that takes a connection.
 
-        After attempts that were taken and got no answer it is one of its addresses, another one each time.
+        After an attempt that was taken and got no answer it is one of its addresses, the next one each time.
         """
         host = url.host or ""
         if not self._turn:
@@ -67,7 +67,7 @@ class Link:
     """A connection that the broker's console shows as `name`."""
 
     def __init__(self, url: URL, name: str, tls: ssl.SSLContext | None, turn: int = 0) -> None:
-        """`turn` counts the attempts before this one that were taken and got no answer."""
+        """`turn` chooses one of the host's addresses, round and round; 0 leaves the choice to the host's name."""
         self._dialer = _Dialer(tls, turn)
         self._connection = Connection(url, client_properties={"connection_name": name})
         self._connection.kwargs["transport_factory"] = self._dialer

@@ -75,8 +75,8 @@ class Session:
         """When the connection of this attempt was made; None before."""
         self._breaks = 0
         """Connections that were lost in this outage."""
-        self._silences = 0
-        """Attempts in a row that got no answer."""
+        self._turn = 0
+        """Which of the host's addresses the next attempt goes to; 0 leaves that to the host's name."""
         self._told_at_s = 0.0
         self._told = ""
 
@@ -141,14 +141,17 @@ class Session:
 
     async def _serve_once(self) -> str:
         """Connect, and serve until the connection is lost; returns the cause, or raises what the library raises."""
-        link = Link(self.url, self.name, self.address.tls, self._silences)
+        link = Link(self.url, self.name, self.address.tls, self._turn)
         try:
             try:
                 await link.open()
-            except TimeoutError:
-                self._silences += 1
+            except BaseException as error:
+                # After a silence the addresses take turns, because the silent one may also be the first to be taken by
+                # the host's name. None keeps its turn, whatever it answers, until one of them has let us in.
+                if self._turn or isinstance(error, TimeoutError):
+                    self._turn += 1
                 raise
-            self._silences = 0
+            self._turn = 0
             self._note_back(link)
             self.attempted.set()
             return await self._until_lost(link)

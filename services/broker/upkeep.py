@@ -149,7 +149,7 @@ class Upkeep:
         """Look at each thing in turn; raises `BrokerUnavailable` where the broker answers too little."""
         inquiry = await self._current_inquiry()
         unanswered = 0
-        for about, look in self._things(inquiry):
+        for about, hurts, look in self._things(inquiry):
             try:
                 found = await look()
             except BrokerUnavailable as error:
@@ -159,24 +159,24 @@ class Upkeep:
                     raise
                 if self._unanswered[about] < UNANSWERED_MIN:
                     continue
-                found = [Lack(str(error), NODES)]
+                found = [Lack(str(error), NODES, hurts)]
             else:
                 self._unanswered.pop(about, None)
             self._found[about] = found
 
-    def _things(self, inquiry: Inquiry) -> Iterator[tuple[str, Looked]]:
-        """What to look at in one look, with a name for each."""
+    def _things(self, inquiry: Inquiry) -> Iterator[tuple[str, bool, Looked]]:
+        """What to look at in one look: a name for each, and whether requests need it."""
         for name in self._role.exchanges:
-            yield _exchange(name), partial(_of_exchange, name, inquiry)
+            yield _exchange(name), name != topology.DEAD, partial(_of_exchange, name, inquiry)
         for name in self._role.publishes_to:
-            yield f"rights on {name}", partial(self._of_rights, name, inquiry)
+            yield f"rights on {name}", name != topology.DEAD, partial(self._of_rights, name, inquiry)
             if name in QUEUE_BEHIND:
-                yield f"queue behind {name}", partial(self._behind, name, inquiry)
+                yield f"queue behind {name}", name != topology.DEAD, partial(self._behind, name, inquiry)
         ours = list(self._session.subscriptions)
         for _ in range(min(QUEUES_PER_LOOK, len(ours))):
             one = ours[self._next_queue % len(ours)]
             self._next_queue += 1
-            yield _queue(one.name), partial(_of_own_queue, one, inquiry)
+            yield _queue(one.name), True, partial(_of_own_queue, one, inquiry)
 
     def _all_lacks(self) -> Iterator[Lack]:
         ours = self._session.subscriptions

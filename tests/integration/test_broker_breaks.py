@@ -115,20 +115,31 @@ async def test_a_limit_of_connections_is_named_and_passes(vhost, monkeypatch, wh
                 await waiting
 
 
+NOBODY_THERE = "127.0.0.3"
+
+
 @pytest.fixture
-def other_address(vhost, monkeypatch):
+def with_addresses(vhost, monkeypatch):
+    """The broker's address with a port, and with a host that has the addresses that are given, in that order."""
+    real = socket.getaddrinfo
+
+    def with_host_of(addresses, port):
+        def found(host, *more, **options):
+            names = addresses if host == "broker.example" else [host]
+            return [real(one, *more, **options)[0] for one in names]
+
+        monkeypatch.setattr(socket, "getaddrinfo", found)
+        return str(URL(vhost.amqp_url("gateway")).with_host("broker.example").with_port(port))
+
+    return with_host_of
+
+
+@pytest.fixture
+def other_address(vhost, with_addresses):
     """A listener that accepts nobody, at the first of two addresses of a host; and the address with that host."""
     with TcpProxy(vhost.broker.ports.amqp) as proxy, socket.socket() as listener:
         listener.bind(("127.0.0.2", proxy.port))
-        real = socket.getaddrinfo
-
-        def two_addresses(host, port, *more, **options):
-            if host != "broker.example":
-                return real(host, port, *more, **options)
-            return [real(one, port, *more, **options)[0] for one in ("127.0.0.2", "127.0.0.1")]
-
-        monkeypatch.setattr(socket, "getaddrinfo", two_addresses)
-        yield listener, str(URL(vhost.amqp_url("gateway")).with_host("broker.example").with_port(proxy.port))
+        yield listener, with_addresses(("127.0.0.2", "127.0.0.1"), proxy.port)
 
 
 async def test_an_address_that_drops_everything_does_not_hide_the_other_one(other_address):
@@ -151,3 +162,27 @@ async def test_an_address_that_takes_connections_and_says_nothing_does_not_hide_
     listener.listen(100)
     async with connected(url, "gateway-1 consume", 60) as session_there:
         await session_there.channel()
+
+
+async def test_an_address_that_refuses_after_another_was_silent_does_not_hide_a_third_one(
+    other_address, with_addresses, monkeypatch
+):
+    monkeypatch.setattr("services.broker.link.ATTEMPT_DEADLINE_S", 0.5)
+    listener, url = other_address
+    listener.listen(100)
+    url = with_addresses(("127.0.0.2", NOBODY_THERE, "127.0.0.1"), URL(url).port)
+    async with connected(url, "gateway-1 consume", 60) as session_there:
+        await session_there.channel()
+
+
+async def test_an_address_that_was_silent_is_tried_again_although_the_next_one_refuses(
+    vhost, with_addresses, monkeypatch
+):
+    monkeypatch.setattr("services.broker.link.ATTEMPT_DEADLINE_S", 0.5)
+    with TcpProxy(vhost.broker.ports.amqp) as proxy:
+        proxy.stall()
+        url = with_addresses(("127.0.0.1", NOBODY_THERE), proxy.port)
+        async with running(BrokerAddress(url), "gateway-1 consume") as one:
+            await eventually(lambda: NOBODY_THERE in str(one.cause), "the other one was tried")
+            proxy.heal()
+            await until_connected(one, 60)

@@ -15,7 +15,7 @@ from harness.tcp_proxy import TcpProxy
 from services.broker import topology
 from services.broker.connection import connected
 from services.broker.events import LOAD_TABLE, listen_for_ever, publish_event
-from services.broker.inquiry import Away, inquiring
+from services.broker.inquiry import Away, Inquiry, inquiring
 from services.broker.lacks import NODES, RIVALS
 from services.broker.rights import RightLacking
 from services.errors import BrokerUnavailable
@@ -67,6 +67,20 @@ async def test_a_question_that_nobody_answers_is_told_and_holds_up_no_other(vhos
         await until_routed(chooser.publisher, "north")
         del host.session.subscriptions[0]
         await host.until_whole()
+
+
+async def test_a_graveyard_that_gives_no_answer_is_told_and_makes_nobody_unready(vhost, monkeypatch):
+    real = Inquiry.consumers
+
+    async def consumers(inquiry, queue):
+        if queue == topology.GRAVEYARD:
+            raise BrokerUnavailable(f"asking about queue {queue!r}: no answer in time")
+        return await real(inquiry, queue)
+
+    monkeypatch.setattr(Inquiry, "consumers", consumers)
+    async with balancer(vhost, until_whole=False) as chooser:
+        await chooser.until_told("asking about queue 'charge.graveyard': no answer in time", cure=NODES)
+        assert chooser.upkeep.fault() is None
 
 
 async def test_looks_that_never_end_are_told(vhost, monkeypatch):
