@@ -2,6 +2,7 @@
 
 import ipaddress
 import re
+from collections.abc import Iterable
 from urllib.parse import unquote
 
 from yarl import URL
@@ -9,6 +10,11 @@ from yarl import URL
 TLS_OPTIONS = ("cafile", "capath", "cadata", "certfile", "keyfile", "no_verify_ssl")
 OPTIONS = ("heartbeat", "auth", *TLS_OPTIONS)
 """What may stand behind the `?` of an address."""
+
+HEARTBEAT_S = 10
+"""Where the address names none."""
+HEARTBEAT_MAX_S = 600
+"""With a longer one, the broker would keep a connection that has fallen silent for half an hour."""
 
 _NOT_ENCODED = (
     "a user, password or vhost holds a sign that must be encoded: write # as %23, / as %2F, ? as %3F, @ as %40, "
@@ -53,6 +59,16 @@ def broker_options(address: str) -> list[tuple[str, str]]:
     query = address.partition("#")[0].partition("?")[2]
     pairs = (one.partition("=") for one in query.split("&") if one)
     return [(unquote(name), unquote(value)) for name, _, value in pairs]
+
+
+def refuse_heartbeat(options: Iterable[tuple[str, str]]) -> None:
+    """Raise `ValueError` with the cure where the broker would not take the heartbeat, or would miss nobody for long."""
+    for name, value in options:
+        if name == "heartbeat" and not (re.fullmatch("[0-9]{1,4}", value) and int(value) <= HEARTBEAT_MAX_S):
+            raise ValueError(
+                f"its heartbeat must be a whole number of seconds from 0 to {HEARTBEAT_MAX_S}, and is {value!r}: "
+                f"write for example heartbeat={HEARTBEAT_S}, or 0 to turn it off"
+            )
 
 
 def lacks_brackets(host_and_port: str) -> bool:

@@ -13,7 +13,7 @@ from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSett
 from yarl import URL
 
 from services import crash_points
-from services.broker_address import broker_host, broker_options, is_loopback
+from services.broker_address import broker_host, broker_options, is_loopback, refuse_heartbeat
 from services.errors import Misconfigured
 from services.logs import LogFormat
 from services.service_links import is_service_link
@@ -30,9 +30,6 @@ Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
 
 GUESSED_PASSWORDS = ("", "guest", "changeme")
 """Refused where the broker is not on this machine."""
-
-HEARTBEAT_MAX_S = 600
-"""With a longer one, a connection that has fallen silent would be missed for half an hour."""
 
 SUBSTATION_ID = re.compile(r"^[A-Za-z0-9][A-Za-z0-9-]{0,62}$")
 
@@ -80,7 +77,7 @@ class CommonSettings(Settings):
 
     amqp_url: str = Field(
         description="Broker, `amqp://user:password@host:port/vhost`; `amqps://` encrypts. Percent-encode the password. "
-        "`?heartbeat=` sets RabbitMQ's heartbeat timeout [s], 10 where it is absent, 0 to turn it off. With "
+        "`?heartbeat=` sets RabbitMQ's heartbeat timeout [s], at most 600, 10 where it is absent, 0 to turn it off. With "
         "`amqps://`, `?cafile=`, `?capath=` or `?cadata=` name whom to trust, `?certfile=` and `?keyfile=` your own "
         "certificate, with which `?auth=external` logs in; `?no_verify_ssl=1` trusts everybody."
     )
@@ -128,9 +125,7 @@ class CommonSettings(Settings):
     @classmethod
     def _amqp_scheme(cls, value: str) -> str:
         host = broker_host(value)
-        heartbeat = dict(broker_options(value)).get("heartbeat", "10")
-        if not (heartbeat.isdecimal() and 1 <= int(heartbeat) <= HEARTBEAT_MAX_S):
-            raise ValueError(f"its heartbeat must be a whole number of seconds from 1 to {HEARTBEAT_MAX_S}")
+        refuse_heartbeat(broker_options(value))
         if (URL(value).password or "") in GUESSED_PASSWORDS and not is_loopback(host):
             raise ValueError(
                 f"the password for {host} is empty or one that everybody guesses: "

@@ -4,7 +4,6 @@ import asyncio
 import base64
 import binascii
 import difflib
-import re
 import ssl
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,16 +11,12 @@ from pathlib import Path
 from aio_pika.exceptions import AMQPConnectionError, ProtocolSyntaxError
 from yarl import URL
 
-from services.broker_address import OPTIONS, TLS_OPTIONS, broker_host, broker_options
+from services.broker_address import HEARTBEAT_S, OPTIONS, TLS_OPTIONS, broker_host, broker_options, refuse_heartbeat
 from services.errors import Misconfigured
 from services.signs import path_fault
 from services.text_files import HEAD_BYTES, mark_fault
 
 SETTING = "EVENLOAD_AMQP_URL"
-HEARTBEAT_S = 10
-"""Where the address names none."""
-HEARTBEAT_MAX_S = 65_534
-
 LOOK_DEADLINE_S = 3.0
 NEXT_ADDRESS_AFTER_S = 0.25
 """How long one address of a host may take before the next one is tried as well."""
@@ -35,6 +30,7 @@ class BrokerAddress:
         """Raises `Misconfigured` for what is no address, an option that nobody reads, and unusable certificates."""
         try:
             broker_host(url)
+            refuse_heartbeat(broker_options(url))
         except ValueError as error:
             raise Misconfigured(f"{SETTING}: {error}") from None
         given = URL(url)
@@ -71,12 +67,6 @@ def _known_options(scheme: str, pairs: Sequence[tuple[str, str]]) -> dict[str, s
             raise refused(f"the option {name!r} is for encrypted connections only", "write amqps:// instead of amqp://")
     if options.get("auth", "plain") not in MECHANISMS:
         raise refused(f"auth={options['auth']} is no way to log in", f"use one of {', '.join(MECHANISMS)}")
-    heartbeat = options.get("heartbeat", "0")
-    if not re.fullmatch("[0-9]{1,5}", heartbeat) or int(heartbeat) > HEARTBEAT_MAX_S:
-        raise refused(
-            f"heartbeat={heartbeat} is no whole number of seconds from 0 to {HEARTBEAT_MAX_S}",
-            f"write for example heartbeat={HEARTBEAT_S}, or 0 to turn it off",
-        )
     if options.get("no_verify_ssl", "0") not in ("0", "1"):
         raise refused(
             f"no_verify_ssl={options['no_verify_ssl']} is neither 0 nor 1",

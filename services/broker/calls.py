@@ -5,7 +5,7 @@ import re
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from typing import Any, TypeVar
 
-from aio_pika.exceptions import AMQPConnectionError, InvalidFrameError, ProtocolSyntaxError
+from aio_pika.exceptions import AMQPConnectionError, ChannelNotFoundEntity, InvalidFrameError, ProtocolSyntaxError
 
 from services.errors import BrokerUnavailable, EvenloadError
 
@@ -15,7 +15,7 @@ ASK_HOPELESS_EVERY_S = 0.25
 """How often to ask whether an answer can still come."""
 FRAME_MAX_BYTES = 1024 * 1024
 """Far above what RabbitMQ sends: a greeting in another protocol, read as a frame, promises more."""
-_NO_ENTRY = re.compile(r"vhost .* not found$|access to vhost '.*' refused for user '[^']*'$")
+_NO_ENTRY = re.compile(r"vhost .* not found$|access to vhost '.*' refused for user '(?:(?!': ).)*'$")
 """Words without a reason behind them: where a limit is reached or a vhost is down, that follows."""
 _CUT_OFF = re.compile(r"Read (?P<read>\d+) bytes but (?P<expected>\d+) bytes expected")
 
@@ -115,3 +115,8 @@ def words(error: BaseException | None) -> str:
     if isinstance(error, TimeoutError) and not str(error):
         return "no answer in time"
     return str(error) or type(error).__name__
+
+
+def is_away(objection: ChannelNotFoundEntity) -> bool:
+    """Whether what was not found exists: RabbitMQ answers 404 as well for a queue whose node is down."""
+    return "NOT_FOUND - no " not in str(objection)

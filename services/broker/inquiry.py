@@ -13,7 +13,7 @@ from aio_pika.abc import AbstractChannel
 from aio_pika.exceptions import ChannelClosed, ChannelNotFoundEntity
 
 from services.broker import topology
-from services.broker.calls import within, words
+from services.broker.calls import is_away, within, words
 from services.broker.events import LOAD_TABLE
 from services.broker.rights import RightLacking, needing
 from services.broker.session import Session
@@ -122,11 +122,6 @@ class Inquiry:
         if not isinstance(objection, ChannelNotFoundEntity):
             return UNTOLD
         return Away(words(objection)) if is_away(objection) else None
-
-
-def is_away(objection: ChannelNotFoundEntity) -> bool:
-    """Whether what was not found exists: RabbitMQ answers 404 as well for a queue whose node is down."""
-    return "NOT_FOUND - no " not in str(objection)
 
 
 @contextlib.asynccontextmanager

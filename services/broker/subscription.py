@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 from aio_pika.abc import AbstractChannel, AbstractIncomingMessage, AbstractQueue
 from aio_pika.exceptions import ChannelNotFoundEntity
 
-from services.broker.calls import within, words
+from services.broker.calls import is_away, within, words
 from services.broker.link import Link
 from services.broker.rights import RightLacking, needing
 from services.broker.session import Session
@@ -116,11 +116,11 @@ class Subscription:
         over = self._over
         try:
             await channel.declare_queue(self.name, passive=True)
-        except ChannelNotFoundEntity:
+        except ChannelNotFoundEntity as error:
             # Not made anew here: a consumer that RabbitMQ has not cancelled yet would stay at the new queue,
             # and its messages would go nowhere. Setting up anew begins with another channel.
             if over is not None and not over.done():
-                over.set_result("somebody deleted the queue")
+                over.set_result(words(error) if is_away(error) else "somebody deleted the queue")
             raise
         queue = await self._make(channel, self.name)
         seen = queue.declaration_result.consumer_count or 0

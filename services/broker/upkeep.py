@@ -11,8 +11,8 @@ from prometheus_client import Gauge
 
 from services.broker import topology
 from services.broker.address import refused
-from services.broker.calls import words
-from services.broker.inquiry import UNTOLD, Away, Inquiry, Objection, inquiring, is_away
+from services.broker.calls import is_away, words
+from services.broker.inquiry import UNTOLD, Away, Inquiry, Objection, inquiring
 from services.broker.lacks import NODES, RIVALS, Lack, cure_of, told
 from services.broker.publisher import Publisher
 from services.broker.rights import RightLacking

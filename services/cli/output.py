@@ -11,12 +11,13 @@ from rich.text import Text
 
 from services import streams
 from services.errors import EvenloadError, Misconfigured
-from services.files import describe
+from services.files import cure_of, describe, named_file
 from services.signals import EXIT_INTERRUPTED
 
 EXIT_FAILED = 1
 EXIT_MISCONFIGURED = 2
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+NO_DESCRIPTOR_LEFT = (errno.EMFILE, errno.ENFILE)
 PLAIN_WIDTH = 110
 WIDE = 100
 """Columns from which there is room for what one can do without."""
@@ -70,13 +71,14 @@ def leave_with(work: Callable[[], int]) -> NoReturn:
     except KeyboardInterrupt:
         code = EXIT_INTERRUPTED
     except OSError as error:
-        if error.filename is not None:
-            cure = "free some room there" if error.errno in DISK_FULL else "let this user use it, or name another"
-            code = _say_failed(f"{describe(error)}: {cure}", EXIT_MISCONFIGURED)
+        path, cure = named_file(error), cure_of(error, of_rights="let this user use it, or name another")
+        if path is not None:
+            code = _say_failed(f"{describe(error, path)}: {cure}", EXIT_MISCONFIGURED)
+        elif error.errno in NO_DESCRIPTOR_LEFT:
+            code = _say_failed(f"no further file can be opened ({error.strerror}): {cure}", EXIT_MISCONFIGURED)
         elif error.errno in DISK_FULL:
             streams.flush()
-            said = f"standard output cannot be written ({error.strerror}): free some room there"
-            code = _say_failed(said, EXIT_FAILED)
+            code = _say_failed(f"standard output cannot be written ({error.strerror}): {cure}", EXIT_FAILED)
         else:
             raise
     sys.exit(code)

@@ -15,7 +15,7 @@ import aiohttp
 
 from services.admin import port_taken
 from services.errors import Misconfigured
-from services.files import describe
+from services.files import cure_of, describe, named_file
 from services.ledger.sqlite_files import lock_path
 from services.lifecycle import told_of_signals
 from services.local import leftovers
@@ -265,10 +265,11 @@ def _files_named(data: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.filename is None or not Path(os.fsdecode(error.filename)).is_relative_to(data):
+        path = named_file(error)
+        if path is None or not path.is_relative_to(data):
             raise
-        cures = "give it to this user, or name a folder of your own"
-        raise Misconfigured(f"EVENLOAD_DATA_DIR: {describe(error)}: {cures}") from None
+        cure = cure_of(error, of_rights="give it to this user, or name a folder of your own")
+        raise Misconfigured(f"EVENLOAD_DATA_DIR: {describe(error, path)}: {cure}") from None
 
 
 @contextlib.contextmanager

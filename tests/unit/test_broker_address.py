@@ -27,6 +27,7 @@ def refusal(url):
     return said.removeprefix("EVENLOAD_AMQP_URL: ")
 
 
+SECONDS = "a whole number of seconds from 0 to 600"
 HEARTBEAT = "write for example heartbeat=10, or 0 to turn it off"
 
 
@@ -39,8 +40,8 @@ HEARTBEAT = "write for example heartbeat=10, or 0 to turn it off"
         ),
         (f"{PLAIN}?frame_max=1", f"nobody reads the option 'frame_max': use only {', '.join(OPTIONS)}"),
         *(
-            (f"{PLAIN}?heartbeat={one}", f"heartbeat={one} is no whole number of seconds from 0 to 65534: {HEARTBEAT}")
-            for one in ("5s", "-1", "65535", "70000", "1.5", "٥", "0x5", "")
+            (f"{PLAIN}?heartbeat={one}", f"its heartbeat must be {SECONDS}, and is {one!r}: {HEARTBEAT}")
+            for one in ("5s", "-1", "601", "70000", "1.5", "٥", "0x5", "")
         ),
         (f"{PLAIN}?heartbeat=5&heartbeat=6", "the option 'heartbeat' is given twice: keep one of them"),
         (
@@ -147,6 +148,10 @@ def test_an_address_has_a_heartbeat_and_keeps_its_paths_to_itself(authority):
     assert str(address.url) == f"{ENCRYPTED}?heartbeat=10"
     assert address.text == "amqps://someone:***@127.0.0.1:5671/evenload"
     assert address.tls is not None
+
+
+def test_a_heartbeat_that_is_turned_off_reaches_the_library_as_that():
+    assert str(BrokerAddress(f"{PLAIN}?heartbeat=0").url) == f"{PLAIN}?heartbeat=0"
 
 
 def test_an_address_without_a_port_has_the_usual_one():

@@ -10,7 +10,9 @@ from typer.testing import CliRunner
 
 from services.cli.main import app
 from services.cli.output import leave_with
+from services.errors import Misconfigured
 from services.local.folders import cache_dir, data_folder
+from services.local.stack import up
 from services.settings import LocalSettings
 
 
@@ -69,14 +71,28 @@ def test_a_loop_of_links_ends_no_command_with_a_trace(tmp_path, command):
 @pytest.mark.parametrize(
     ("error", "said"),
     [
-        (FileNotFoundError(errno.ENOENT, "No such file", "a"), "a cannot be used (No such file): let this user use it"),
+        (FileNotFoundError(errno.ENOENT, "No file", "a"), "a cannot be used (No file): see that it is there, or name "),
+        (OSError(errno.EISDIR, "A folder", "a"), "a cannot be used (A folder): name another"),
         (OSError(errno.ENOSPC, "No room", b"a"), "a cannot be used (No room): free some room there"),
+        (OSError(errno.EDQUOT, "Quota", "a"), "a cannot be used (Quota): free some room there, or raise this user's"),
+        (OSError(errno.EFBIG, "Too large", "a"), "a cannot be used (Too large): allow this user larger files (`ulimit"),
+        (OSError(errno.EROFS, "Read-only", "a"), "a cannot be used (Read-only): mount it for writing, or name another"),
+        (
+            OSError(errno.EMFILE, "Too many", "a"),
+            "a cannot be used (Too many): allow this process more open files (`ul",
+        ),
+        (OSError(errno.ENFILE, "Overflow", "a"), "a cannot be used (Overflow): end other programs, or allow the mach"),
+        (OSError(errno.EMFILE, "Too many"), "no further file can be opened (Too many): allow this process more open "),
+        (
+            OSError(errno.EMFILE, "Too many", 7),
+            "no further file can be opened (Too many): allow this process more open ",
+        ),
         (
             PermissionError(errno.EACCES, "Denied", "/nowhere/a"),
             "/nowhere/a cannot be used (Denied; / belongs to ",
         ),
     ],
-    ids=["not there", "full", "closed"],
+    ids=lambda one: str(one) if isinstance(one, OSError) else "",
 )
 def test_an_error_of_a_file_that_nobody_expected_is_told_in_one_line(capsys, error, said):
     def work():
@@ -90,12 +106,46 @@ def test_an_error_of_a_file_that_nobody_expected_is_told_in_one_line(capsys, err
     assert line.startswith(f"evenload: {said}")
 
 
-def test_an_error_that_names_no_file_keeps_its_trace():
-    def work():
-        raise ConnectionResetError(errno.ECONNRESET, "reset")
+@pytest.mark.parametrize(
+    ("code", "cure"),
+    [
+        (errno.EACCES, "give it to this user, or name a folder of your own"),
+        (errno.ENOSPC, "free some room there"),
+        (errno.EMFILE, "allow this process more open files (`ulimit -n`)"),
+        (errno.ENOENT, "see that it is there, or name another"),
+    ],
+)
+def test_a_file_of_the_data_folder_that_the_stack_cannot_use_is_told_with_its_own_cure(
+    tmp_path, monkeypatch, code, cure
+):
+    def broken(data, _run):
+        raise OSError(code, "Broken", str(data / "logs"))
 
-    with pytest.raises(ConnectionResetError):
-        leave_with(work)
+    monkeypatch.setattr("services.local.leftovers.of_other_runs", broken)
+    with pytest.raises(Misconfigured) as told:
+        up(LocalSettings(data_dir=tmp_path), print, print, print)
+
+    assert str(told.value).startswith(f"EVENLOAD_DATA_DIR: {tmp_path}/logs cannot be used (Broken")
+    assert str(told.value).endswith(f"): {cure}")
+
+
+def test_a_descriptor_that_the_stack_cannot_use_is_no_file_of_the_data_folder(tmp_path, monkeypatch):
+    def broken(_data, _run):
+        raise OSError(errno.EBADF, "Broken", 7)
+
+    monkeypatch.setattr("services.local.leftovers.of_other_runs", broken)
+    with pytest.raises(OSError, match="Broken"):
+        up(LocalSettings(data_dir=tmp_path), print, print, print)
+
+
+def test_an_error_that_names_no_file_keeps_its_trace():
+    for error in (ConnectionResetError(errno.ECONNRESET, "reset"), OSError(errno.EBADF, "Bad descriptor", 7)):
+
+        def work(error=error):
+            raise error
+
+        with pytest.raises(type(error)):
+            leave_with(work)
 
 
 def with_key_log(program, file):

@@ -4,6 +4,8 @@ import asyncio
 from types import SimpleNamespace
 
 import pytest
+from aio_pika.exceptions import ChannelNotFoundEntity
+from structlog.testing import capture_logs
 
 from services.broker.subscription import Subscription
 
@@ -26,7 +28,8 @@ class Broker:
 
 
 class Channel:
-    def __init__(self):
+    def __init__(self, objection=None):
+        self.objection = objection
         self.close_callbacks = set()
         self.on_consumer_cancel_callbacks = set()
 
@@ -38,6 +41,8 @@ class Channel:
 
     async def declare_queue(self, _name, *, passive):
         assert passive
+        if self.objection is not None:
+            raise ChannelNotFoundEntity(self.objection)
 
     async def close(self):
         pass
@@ -107,3 +112,20 @@ async def test_a_channel_that_the_broker_closes_is_replaced(world):
 
     await until(lambda: world.broker.begun == 2)
     assert len(world.link.channels) == 2
+
+
+DOWN = "NOT_FOUND - queue 'charge.intake' in vhost 'v' process is stopped by supervisor"
+
+
+@pytest.mark.parametrize(
+    ("objection", "cause"),
+    [("NOT_FOUND - no queue 'charge.intake' in vhost 'v'", "somebody deleted the queue"), (DOWN, DOWN)],
+    ids=["deleted", "away"],
+)
+async def test_a_queue_that_a_look_does_not_find_is_consumed_anew_and_the_log_tells_why(world, objection, cause):
+    with capture_logs() as lines:
+        with pytest.raises(ChannelNotFoundEntity):
+            await world.subscription.look(Channel(objection))
+        await until(lambda: world.broker.begun == 2)
+
+    assert [line["cause"] for line in lines if line["event"] == "consumption_lost"] == [cause]
