@@ -77,9 +77,9 @@ class CommonSettings(Settings):
 
     amqp_url: str = Field(
         description="Broker, `amqp://user:password@host:port/vhost`; `amqps://` encrypts. Percent-encode the password. "
-        "`?heartbeat=` sets RabbitMQ's heartbeat timeout [s], at most 600, 10 where it is absent, 0 to turn it off. With "
-        "`amqps://`, `?cafile=`, `?capath=` or `?cadata=` name whom to trust, `?certfile=` and `?keyfile=` your own "
-        "certificate, with which `?auth=external` logs in; `?no_verify_ssl=1` trusts everybody."
+        "`?heartbeat=` sets RabbitMQ's heartbeat timeout [s], at most 600, 10 where it is absent, 0 to turn it off. "
+        "With `amqps://`, `?cafile=`, `?capath=` or `?cadata=` name whom to trust, `?certfile=` and `?keyfile=` your "
+        "own certificate, with which `?auth=external` logs in; `?no_verify_ssl=1` trusts everybody."
     )
     ledger_url: str = Field(
         description="Ledger, `sqlite:///path/to/ledger.sqlite` on one host, "

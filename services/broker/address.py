@@ -20,6 +20,9 @@ SETTING = "EVENLOAD_AMQP_URL"
 LOOK_DEADLINE_S = 3.0
 NEXT_ADDRESS_AFTER_S = 0.25
 """How long one address of a host may take before the next one is tried as well."""
+WANTS_CERTIFICATE = "TLSV13_ALERT_CERTIFICATE_REQUIRED"
+DISTRUSTS_CERTIFICATE = ("TLSV1_ALERT_UNKNOWN_CA", "SSLV3_ALERT_BAD_CERTIFICATE")
+"""What OpenSSL calls the alerts of a broker that does not trust our certificate."""
 MECHANISMS = ("plain", "external")
 
 
@@ -136,11 +139,12 @@ def _add_own_certificate(context: ssl.SSLContext, certfile: str, keyfile: str | 
 def is_distrust(error: BaseException) -> bool:
     """Whether one of the two ends does not trust the other, or wants a certificate: no waiting cures that.
 
-    Other ends of an encrypted connection pass: a proxy's broker may be away, or its certificate about to be renewed.
+    Other ends of an encrypted connection pass: a proxy's broker may be away, or a certificate that has expired about to
+    be renewed.
     """
     cause = _ssl_error(error)
     return isinstance(cause, ssl.SSLCertVerificationError) or (
-        isinstance(cause, ssl.SSLError) and cause.reason == "TLSV13_ALERT_CERTIFICATE_REQUIRED"
+        isinstance(cause, ssl.SSLError) and cause.reason in (WANTS_CERTIFICATE, *DISTRUSTS_CERTIFICATE)
     )
 
 
@@ -159,6 +163,9 @@ async def tls_fault(address: BrokerAddress, error: BaseException) -> Misconfigur
         case ssl.SSLError(reason="WRONG_VERSION_NUMBER" | "RECORD_LAYER_FAILURE"):
             cure = "name its encrypted port (often 5671), or write amqp://"
             return refused(f"{end} does not encrypt on port {address.port}", cure)
+        case ssl.SSLError(reason=reason) if reason in DISTRUSTS_CERTIFICATE:
+            cure = "name one of an authority that it trusts, with its chain, in ?certfile= and ?keyfile="
+            return refused(f"{end} does not trust our certificate ({reason})", cure)
         case ssl.SSLError() as cause:
             cure = "it may want a certificate (?certfile= and ?keyfile=), or another version of TLS"
             return refused(f"{end} ends the encrypted connection ({cause.reason or cause})", cure)

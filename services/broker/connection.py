@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 
 from aio_pika.exceptions import AuthenticationError, ProbableAuthenticationError
 
-from services.broker.address import BrokerAddress, is_distrust, refused, tls_fault
+from services.broker.address import BrokerAddress, is_distrust, refused
 from services.broker.calls import BrokerEnded, words
 from services.broker.session import Session, running
 from services.clock import monotonic_s
@@ -41,12 +41,12 @@ async def until_connected(session: Session, timeout_s: float, *, unanswered_s: f
             return
         cause = session.cause
         if cause is not None and is_distrust(cause):
-            raise await tls_fault(session.address, cause) or _unusable(session)
+            raise session.tls_fault or _unusable(session)
         if unanswered_s is not None and (cause is None or not is_refusal(cause)):
-            raise BrokerUnavailable(f"the broker at {session.address.text} cannot be had ({words(cause)})")
+            why = session.tls_fault or words(cause)
+            raise BrokerUnavailable(f"the broker at {session.address.text} cannot be had ({why})")
         if monotonic_s() - began_at_s >= timeout_s:
-            fault = None if cause is None else await tls_fault(session.address, cause)
-            raise fault or _unusable(session)
+            raise session.tls_fault or _unusable(session)
 
 
 def is_refusal(error: BaseException) -> bool:

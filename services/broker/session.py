@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any
 from aio_pika.abc import AbstractChannel
 from yarl import URL
 
-from services.broker.address import BrokerAddress
+from services.broker.address import BrokerAddress, tls_fault
 from services.broker.calls import within, words
 from services.broker.link import Link, no_link
 from services.clock import monotonic_s
+from services.errors import Misconfigured
 from services.logs import get_logger
 
 if TYPE_CHECKING:
@@ -63,6 +64,8 @@ class Session:
         self.has_connected = False
         self.cause: BaseException | None = None
         """Why the last attempt failed."""
+        self.tls_fault: Misconfigured | None = None
+        """Why the two ends cannot talk because of encryption, where the last attempt failed for that."""
         self.attempted = asyncio.Event()
         """Set after each attempt, whether or not it succeeded."""
         self.subscriptions: list[Subscription] = []
@@ -135,9 +138,14 @@ class Session:
                 self.cause, cause = error, words(error)  # the library cancels its own futures
             except Exception as error:  # whatever the library raises: nobody else would make the next attempt
                 self.cause, cause = error, words(error)
-            self._note_away(cause)
+            self.tls_fault = await self._look_for_tls_fault()
+            self._note_away(str(self.tls_fault or cause))
             self.attempted.set()
             await asyncio.sleep(pause_s(monotonic_s() - self._away_since_s))
+
+    async def _look_for_tls_fault(self) -> Misconfigured | None:
+        """Look whether encryption is why there was never a connection: a broker that was there needs no such look."""
+        return await tls_fault(self.address, self.cause) if self.cause and not self.has_connected else None
 
     async def _serve_once(self) -> str:
         """Connect, and serve until the connection is lost; returns the cause, or raises what the library raises."""

@@ -11,8 +11,10 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from harness.certificates import Authority
 
-from services.broker.connection import connected
-from services.errors import Misconfigured
+from services.broker.address import BrokerAddress
+from services.broker.connection import connected, until_connected
+from services.broker.session import running
+from services.errors import BrokerUnavailable, Misconfigured
 
 STARTUP_TIMEOUT_S = 600
 """Whatever is named only after it never ends a test."""
@@ -28,10 +30,11 @@ def authority(tmp_path_factory):
 
 
 @contextlib.contextmanager
-def encrypted(broker, certificate, *, of_clients=None):
+def encrypted(broker, certificate, *, of_clients=None, at_most="TLSv1_3"):
     """An encrypting end before the broker, in threads; its port. `of_clients`: whose certificates it asks for."""
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=of_clients)
     context.load_cert_chain(certificate.file, certificate.key)
+    context.maximum_version = ssl.TLSVersion[at_most]
     context.verify_mode = ssl.CERT_REQUIRED if of_clients else ssl.CERT_NONE
     with socket.create_server(("127.0.0.1", 0)) as listener:
         accepting = threading.Thread(target=accept, args=(listener, context, broker.ports.amqp))
@@ -102,6 +105,20 @@ async def test_a_broker_that_asks_for_a_certificate(vhost, authority):
     assert "ends the encrypted connection (TLSV13_ALERT_CERTIFICATE_REQUIRED): it may want a certificate" in told
 
 
+@pytest.mark.parametrize("version", ["TLSv1_2", "TLSv1_3"])
+async def test_a_certificate_of_ours_that_the_broker_does_not_trust(vhost, authority, tmp_path, version):
+    server = authority.issue("server", "IP:127.0.0.1")
+    others = Authority(tmp_path).issue("client")
+    with encrypted(vhost.broker, server, of_clients=authority.certificate.file, at_most=version) as port:
+        options = f"?cafile={authority.certificate.file}&certfile={others.file}&keyfile={others.key}"
+        told = await refusal(address(vhost, port, options))
+    assert told == (
+        f"EVENLOAD_AMQP_URL: the broker at amqps://balancer:***@127.0.0.1:{port}/{vhost.name} does not trust our "
+        "certificate (TLSV1_ALERT_UNKNOWN_CA): name one of an authority that it trusts, with its chain, in ?certfile= "
+        "and ?keyfile="
+    )
+
+
 async def test_an_authority_that_is_not_trusted(vhost, authority):
     server = authority.issue("server", "IP:127.0.0.1")
     with encrypted(vhost.broker, server) as port:
@@ -139,6 +156,28 @@ async def test_amqp_on_a_port_that_encrypts(vhost, authority):
     place = f"amqp://balancer:***@127.0.0.1:{port}/{vhost.name}"
     cure = "write amqps:// instead of amqp://"
     assert told == f"EVENLOAD_AMQP_URL: the broker at {place} encrypts on port {port}: {cure}"
+
+
+async def told_of(url):
+    """What a gateway logs, and what a process tells at its `/readyz`, once its first attempt has failed."""
+    async with asyncio.timeout(ENDS_WITHIN_S), running(BrokerAddress(url), "test") as session:
+        with pytest.raises(BrokerUnavailable) as logged:
+            await until_connected(session, STARTUP_TIMEOUT_S, unanswered_s=ENDS_WITHIN_S)
+        return str(logged.value), session.waiting()
+
+
+@pytest.mark.parametrize("scheme", ["amqp", "amqps"])
+async def test_who_goes_on_without_a_broker_tells_that_encryption_is_why(vhost, authority, scheme):
+    with encrypted(vhost.broker, authority.issue("server", "IP:127.0.0.1")) as encrypting:
+        port = encrypting if scheme == "amqp" else vhost.broker.ports.amqp
+        logged, waits = await told_of(address(vhost, port, scheme=scheme))
+    end = f"the broker at {scheme}://balancer:***@127.0.0.1:{port}/{vhost.name}"
+    fault = {
+        "amqp": f"{end} encrypts on port {port}: write amqps:// instead of amqp://",
+        "amqps": f"{end} does not encrypt on port {port}: name its encrypted port (often 5671), or write amqp://",
+    }[scheme]
+    assert logged == f"{end} cannot be had (EVENLOAD_AMQP_URL: {fault})"
+    assert waits == f"waiting for {end}: EVENLOAD_AMQP_URL: {fault}"
 
 
 PASSING = {

@@ -79,13 +79,13 @@ def test_a_loop_of_links_ends_no_command_with_a_trace(tmp_path, command):
         (OSError(errno.EROFS, "Read-only", "a"), "a cannot be used (Read-only): mount it for writing, or name another"),
         (
             OSError(errno.EMFILE, "Too many", "a"),
-            "a cannot be used (Too many): allow this process more open files (`ul",
+            "a cannot be used (Too many): allow this process more open files",
         ),
         (OSError(errno.ENFILE, "Overflow", "a"), "a cannot be used (Overflow): end other programs, or allow the mach"),
-        (OSError(errno.EMFILE, "Too many"), "no further file can be opened (Too many): allow this process more open "),
+        (OSError(errno.EMFILE, "Too many"), "no further file can be opened (Too many): allow this process more"),
         (
             OSError(errno.EMFILE, "Too many", 7),
-            "no further file can be opened (Too many): allow this process more open ",
+            "no further file can be opened (Too many): allow this process more",
         ),
         (
             PermissionError(errno.EACCES, "Denied", "/nowhere/a"),
