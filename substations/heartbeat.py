@@ -153,13 +153,14 @@ class Host:
     def _refuse_living(self, lease: Lease) -> None:
         """Raise `Misconfigured` where a lease moves under one and the same holder: it lives.
 
-        One that this process has held before was given back or lost. Its new holder is no reason to end the others.
+        One that this process gave back may have a new holder, which is no reason to end the others that it hosts.
         """
+        was_given_back = lease.substation in self._held_off_until_s and len(self._workers) > 1
         first = self._first_seen.get(lease.substation)
         if first is None or first.holder != lease.holder:
             self._first_seen[lease.substation] = lease
             log.info("substation_awaited", substation=lease.substation, holder=_name(lease), lease_s=self._lease_s)
-        elif lease.renewals > first.renewals and lease.substation not in self._begun:
+        elif lease.renewals > first.renewals and not was_given_back:
             raise Misconfigured(
                 f"substation {lease.substation!r} is hosted by {_name(lease)}, which is alive: stop that process, or "
                 "start this one with other ids in EVENLOAD_SUBSTATION_IDS, or with none, and it takes one that is free"

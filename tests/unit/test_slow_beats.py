@@ -71,6 +71,23 @@ def test_a_lease_that_was_given_back_is_taken_again_once_the_ledger_is_fast(slow
     assert slow_ledger.calls.count("release") == 1
 
 
+def test_a_lease_that_was_given_back_and_taken_by_another_process_ends_no_other(slow_ledger):
+    process = hosting(slow_ledger, "north", "south")
+    let_sweep(slow_ledger)
+    slow_ledger.takes_s = {"beat": LATE_S}
+    assert slow_ledger.when(lambda: slow_ledger.calls.count("release") == 2) is not None
+    slow_ledger.takes_s = {}
+    other = Hosting(slow_ledger, "north")
+
+    taken = slow_ledger.when(
+        lambda: not (process.substation("south").stands_still or other.substation("north").stands_still)
+    )
+    assert taken is not None
+    slow_ledger.let_pass(30)
+    assert not process.substation("south").stands_still
+    assert not process.substation("north").is_held
+
+
 @pytest.mark.parametrize("how", ["late once", "away", "refused", "frozen"])
 def test_a_substation_that_is_kept_from_renewing_keeps_its_sessions_unless_it_renews_in_vain(slow_ledger, how):
     """Where nobody sees a renewal, the lease is not given back: that would only cost the sessions their place."""
