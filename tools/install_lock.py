@@ -11,17 +11,18 @@ import sys
 from pip._internal.configuration import Configuration
 
 REACHING_AN_INDEX = (
-    *("index-url", "extra-index-url", "no-index", "find-links", "trusted-host", "no-input", "keyring-provider"),
+    *("index", "extra-index", "no-index", "find-links", "trusted-host", "no-input", "keyring-provider"),
     *("cert", "client-cert", "use-feature", "use-deprecated"),  # the last two: whose certificates are trusted
     *("proxy", "timeout", "default-timeout", "retries", "cache-dir", "no-cache-dir"),
 )
+"""Beginnings of the names of options."""
 OPTIONS = ("--quiet", "--disable-pip-version-check", "--require-hashes")
 SECTIONS = ("global", "install", ":env:")
 """Of pip's files, and what it calls its variables; the later ones have precedence."""
 
 
 def read_settings() -> dict[str, str]:
-    """What sets pip up here, by keys like `global.index-url` and `:env:.cert`; raises `PipError`.
+    """What sets pip up here, by keys like `global.proxy` and `:env:.cert`; raises `PipError`.
 
     No command of pip tells it in full: `pip config get` reads a single file, and `pip config list` obeys `quiet`, and
     in new versions does not tell which file has precedence.
@@ -40,8 +41,12 @@ def install(venv: str, lock: str) -> str:
         settings = read_settings()
     except Exception as error:
         return f"pip's settings cannot be read ({' '.join(str(error).split())}): correct them"
-    keys = [f"{section}.{option}" for section in SECTIONS for option in REACHING_AN_INDEX]
-    kept = {key: settings[key] for key in keys if settings.get(key)}
+    kept = {
+        key: settings[key]
+        for section in SECTIONS
+        for key in sorted(settings)
+        if key.rpartition(".")[0] == section and key.rpartition(".")[2].startswith(REACHING_AN_INDEX) and settings[key]
+    }
     told = {f"PIP_{key.rpartition('.')[2].upper().replace('-', '_')}": value for key, value in kept.items()}
     foreign = [name for name in os.environ if name.startswith("PIP_") or name == "SSLKEYLOGFILE"]
     others = {name: value for name, value in os.environ.items() if name not in foreign}

