@@ -77,7 +77,7 @@ def _ledger_awaited() -> str:
 async def broker_opened(life: Life) -> AsyncIterator[Broker]:
     """Connect to the broker, once to publish and once to consume, while the block runs already.
 
-    What needs no message goes on meanwhile. Where the broker cannot be had or used, `Misconfigured` ends the service.
+    Work that needs no message goes on meanwhile. `Misconfigured` ends the service if the broker cannot be had or used.
 
     The process is ready only while it has the broker and all that it needs there, unless it is a gateway: that goes on
     accepting without, and a load balancer must not take all of them out for it. It starts without the broker, too, but

@@ -1,4 +1,4 @@
-"""What the library reads a connection from: it hides what the library cannot read, and keeps the words of an end.
+"""A reader for the AMQP library: it hides what the library cannot read, and keeps the words of an end.
 
 A message of somebody else may have properties that AMQP allows and the library does not know: a timestamp that is no
 time, names that are not in UTF-8, a type of field that is new. The library would end the connection, be sent the same

@@ -73,7 +73,7 @@ class PostgresTransaction:
         return cursor.fetchall() if cursor.description else []
 
     def refusal(self, statement: str, rows: Sequence[Sequence[Any]] = (), **parameters: Any) -> LedgerRefused | None:
-        """See `Transaction.refusal`."""
+        """Try the statement within a savepoint that is rolled back; returns why it is refused, else None."""
         try:
             with self._connection.transaction(force_rollback=True):
                 self.execute(statement, rows, **parameters)

@@ -94,7 +94,7 @@ class Sparing:
         return self._transaction.execute(sparing, rows, left_out=_json(self.left_out), **parameters)
 
     def refusal(self, statement: str, rows: Sequence[Sequence[Any]] = (), **parameters: Any) -> LedgerRefused | None:
-        """See `Transaction.refusal`."""
+        """Try the statement with no request left out; returns why it is refused, else None."""
         return self._transaction.refusal(statement, rows, **parameters)
 
     def _refusal(self, statement: str, rows: Sequence[Sequence[Any]], left_out: set[str]) -> LedgerRefused | None:

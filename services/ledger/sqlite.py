@@ -66,7 +66,7 @@ class SqliteTransaction:
         return [dict(zip(names, values, strict=True)) for values in cursor.fetchall()]
 
     def refusal(self, statement: str, rows: Sequence[Sequence[Any]] = (), **parameters: Any) -> LedgerRefused | None:
-        """See `Transaction.refusal`."""
+        """Try the statement within a savepoint that is rolled back; returns why it is refused, else None."""
         refused: LedgerRefused | None = None
         self._connection.execute("SAVEPOINT trial")
         try:

@@ -52,7 +52,7 @@ class Sweeping(Protocol):
         """End what waited past its `wait_until`; the ids of those that changed."""
 
     async def now_ms(self) -> int:
-        """The database's clock."""
+        """The database's clock [ms since the epoch]."""
 
     async def forget(self, older_than_ms: int, most: int, *, at_most_ms: int = END_OF_TIME_MS) -> int:
         """Delete requests that ended more than `older_than_ms` ago, with their history and key; how many.
@@ -191,7 +191,7 @@ class LedgerSweeping:
         return ids
 
     async def now_ms(self) -> int:
-        """See `Sweeping.now_ms`."""
+        """The database's clock [ms since the epoch]; raises `LedgerUnavailable`."""
         [row] = await self._connection.read(lambda it: it.execute(statements.DATABASE_NOW))
         return int(row["now_ms"])
 

@@ -178,7 +178,7 @@ class LedgerTenancy:
         return await all_leases(self._connection)
 
     async def leases_of(self, substations: Sequence[str]) -> list[Lease]:
-        """See `Tenancy.leases_of`."""
+        """Read the leases of those that ever had one, and of no others; raises `LedgerUnavailable`."""
         ids = [[one] for one in substations]
         return [_lease(row) for row in await self._connection.read(lambda it: it.execute(statements.LEASES_OF, ids))]
 
