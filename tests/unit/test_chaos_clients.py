@@ -97,29 +97,27 @@ async def test_a_fault_of_the_gateway_other_than_503_with_a_time_to_ask_again_is
     assert (figures.told, figures.refusals) == (1, 1)
 
 
-async def test_who_is_ended_while_it_asks_notes_its_key_as_given_up(tmp_path):
+async def noted_by_one_that_is_ended(tmp_path, name, ask):
+    """What a client notes that asks a gateway which is away, and is ended after its first try."""
     [port] = free_ports(1)
-    async with client([f"http://127.0.0.1:{port}"], tmp_path, "probe") as one:
-        asking = asyncio.create_task(one.submit("probe-1", {}, 36_000))
+    async with client([f"http://127.0.0.1:{port}"], tmp_path, name) as one:
+        asking = asyncio.create_task(ask(one))
         async with asyncio.timeout(30):
             while not one.figures.retries:
                 await asyncio.sleep(0.02)
         asking.cancel()
         await asyncio.gather(asking, return_exceptions=True)
     [line] = [line.what for line in Segments(tmp_path, keep=False).end() if line.what is not None]
+    return line
+
+
+async def test_a_client_that_is_ended_while_it_asks_notes_its_key_as_given_up(tmp_path):
+    line = await noted_by_one_that_is_ended(tmp_path, "probe", lambda one: one.submit("probe-1", {}, 36_000))
     assert (line["event"], line["key"]) == ("gave_up", "probe-1")
 
 
 async def test_a_delete_is_noted_before_it_is_sent_because_its_answer_may_be_lost(tmp_path):
-    [port] = free_ports(1)
-    async with client([f"http://127.0.0.1:{port}"], tmp_path, "client-0") as one:
-        asking = asyncio.create_task(one.withdraw("id-1", 0))
-        async with asyncio.timeout(30):
-            while not one.figures.retries:
-                await asyncio.sleep(0.02)
-        asking.cancel()
-        await asyncio.gather(asking, return_exceptions=True)
-    [line] = [line.what for line in Segments(tmp_path, keep=False).end() if line.what is not None]
+    line = await noted_by_one_that_is_ended(tmp_path, "client-0", lambda one: one.withdraw("id-1", 0))
     assert (line["event"], line["request_id"]) == ("withdrawing", "id-1")
 
 
